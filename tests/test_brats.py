@@ -1,0 +1,386 @@
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tissnet_components.datasets.brats import find_cases, prepare_brats, read_split, split_cases
+from tissnet_components.datasets.cases import MODALITIES, BadCase, load_datalist
+
+SHAPE = (4, 5, 3)
+REAL = Path(__file__).parents[2] / "shared" / "data" / "glioma_brats18_tcia"
+UNTIL_2021 = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair", "seg": "_seg"}
+FROM_2023 = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
+
+
+def scan(kind: str) -> np.ndarray:
+    """Voxels that tell the modality: the first one holds its number."""
+    if kind == "seg":
+        return np.full(SHAPE, 4, np.uint8)
+    array = np.ones(SHAPE, np.int16)
+    array[0, 0, 0] = 10 + MODALITIES.index(kind)
+    return array
+
+
+def save(file: Path, array: np.ndarray) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), file)
+    return file
+
+
+def brats_case(folder: Path, case: str, names=UNTIL_2021, ending=".nii.gz", without=()) -> dict[str, Path]:
+    kinds = [kind for kind in names if kind not in without]
+    return {kind: save(folder / f"{case}{names[kind]}{ending}", scan(kind)) for kind in kinds}
+
+
+def cohort(root: Path, count: int = 3) -> list[str]:
+    cases = [f"BraTS20_Training_{number:03d}" for number in range(1, count + 1)]
+    for case in cases:
+        brats_case(root / case, case)
+    return cases
+
+
+def decathlon(root: Path, cases=("BRATS_001", "BRATS_002", "BRATS_003"), order=("flair", "t1", "t1ce", "t2")) -> Path:
+    for case in cases:
+        save(root / "imagesTr" / f"{case}.nii.gz", np.stack([scan(kind) for kind in order], axis=-1))
+        save(root / "labelsTr" / f"{case}.nii.gz", np.full(SHAPE, 3, np.uint8))
+    return root
+
+
+def write_csv(file: Path, *rows: tuple[str, str], header=("case", "split")) -> Path:
+    with open(file, "w", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return file
+
+
+def listed_cases(out: Path) -> list[str]:
+    return sorted(case for cases in listed(out).values() for case in cases)
+
+
+def listed(out: Path) -> dict[str, list[str]]:
+    content = json.loads(out.read_text())
+    return {section: [entry["case"] for entry in content[section]] for section in ("training", "validation", "test")}
+
+
+def first_voxel(file: str | Path) -> int:
+    return int(nib.load(file).dataobj[0, 0, 0])
+
+
+def printed(capsys) -> str:
+    return " ".join(word for word in capsys.readouterr().out.split() if word not in "│┃")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    "subfolder, case, names",
+    [
+        pytest.param("HGG/Brats18_TCIA01_201_1", "Brats18_TCIA01_201_1", UNTIL_2021, id="2018"),
+        pytest.param("LGG/BraTS19_2013_0_1", "BraTS19_2013_0_1", UNTIL_2021, id="2019"),
+        pytest.param("BraTS20_Training_001", "BraTS20_Training_001", UNTIL_2021, id="2020"),
+        pytest.param("BraTS2021_00000", "BraTS2021_00000", UNTIL_2021, id="2021"),
+        pytest.param("BraTS-GLI-00000-000", "BraTS-GLI-00000-000", FROM_2023, id="2023"),
+        pytest.param("training_data1_v2/BraTS-GLI-02060-100", "BraTS-GLI-02060-100", FROM_2023, id="2024"),
+        pytest.param("BraTS-MET-00086-000", "BraTS-MET-00086-000", FROM_2023, id="2025"),
+        pytest.param(".", "BraTS20_Training_001", UNTIL_2021, id="flat"),
+        pytest.param("a/b/c", "BraTS2021_00000", UNTIL_2021, id="deep"),
+        pytest.param("patient7", "patient7", {kind: f"../patient7/{kind}" for kind in UNTIL_2021}, id="bare names"),
+    ],
+)
+def test_every_year_s_naming_is_understood(tmp_path, subfolder, case, names, ending):
+    if "/" in names["t1"]:
+        files = {kind: save(tmp_path / subfolder / f"{kind}{ending}", scan(kind)) for kind in names}
+    else:
+        files = brats_case(tmp_path / subfolder, case, names, ending)
+    assert find_cases(tmp_path) == {case: files}
+
+
+def test_upper_case_and_gadolinium_names_are_understood(tmp_path):
+    names = {"t1": "_T1", "t1ce": "_T1GD", "t2": "_T2", "flair": "_FLAIR"}
+    files = brats_case(tmp_path, "p1", names)
+    assert find_cases(tmp_path) == {"p1": files}
+
+
+def test_the_segmentation_that_brats_2020_misnamed_is_found(tmp_path):
+    case = "BraTS20_Training_355"
+    brats_case(tmp_path / case, case, ending=".nii", without=["seg"])
+    seg = save(tmp_path / case / "W39_1998.09.19_Segm.nii", scan("seg"))
+    assert find_cases(tmp_path)[case]["seg"] == seg
+
+
+def test_a_file_in_a_folder_of_its_name_is_found(tmp_path):
+    case = "BraTS2021_00621"
+    folder = tmp_path / case
+    files = {kind: save(folder / f"{case}_{kind}.nii" / f"0000{kind}.nii", scan(kind)) for kind in UNTIL_2021}
+    assert find_cases(tmp_path) == {case: files}
+
+
+def test_scans_without_label_and_hidden_files_and_link_loops_do_no_harm(tmp_path):
+    files = brats_case(tmp_path / "p", "p", without=["seg", "flair"])
+    (tmp_path / "p" / "._p_flair.nii.gz").write_text("macOS's shadow")
+    (tmp_path / "p" / "notes.txt").write_text("")
+    (tmp_path / "p" / "loop").symlink_to(tmp_path)
+    assert find_cases(tmp_path) == {"p": files}
+
+
+def test_two_files_for_one_modality_are_refused(tmp_path):
+    brats_case(tmp_path / "one", "p")
+    save(tmp_path / "two" / "p_t1.nii.gz", scan("t1"))
+    with pytest.raises(BadCase, match=r"one/p_t1.nii.gz and .*two/p_t1.nii.gz are t1 of p"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "patients, counts",
+    [(369, [258, 37, 74]), (12, [9, 1, 2]), (3, [1, 1, 1]), (2, [2, 0, 0]), (100, [70, 10, 20])],
+)
+def test_patients_are_drawn_in_the_paper_s_proportions(patients, counts):
+    names = [f"p{number}" for number in range(patients)]
+    sections = split_cases(names, seed=0)
+    assert [len(cases) for cases in sections.values()] == counts
+    assert sorted(name for cases in sections.values() for name in cases) == sorted(names)
+
+
+def test_the_seed_and_not_the_order_of_names_decides_the_draw():
+    names = [f"p{number}" for number in range(30)]
+    assert split_cases(names, 1) == split_cases(names[::-1], 1)
+    assert split_cases(names, 1) != split_cases(names, 2)
+
+
+def test_time_points_of_a_patient_stay_together():
+    names = [f"BraTS-GLI-{patient:05d}-{point:03d}" for patient in range(20) for point in range(3)]
+    sections = split_cases(names, 0)
+    assert [len(cases) for cases in sections.values()] == [42, 6, 12]  # 14, 2 and 4 patients
+    patients = [{name[:-4] for name in cases} for cases in sections.values()]
+    assert not (patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2])
+
+
+def test_the_datalist_names_each_case_s_files_in_order(tmp_path):
+    cohort(tmp_path / "data")
+    prepare_brats(tmp_path / "data", tmp_path / "datalist.json")
+    content = json.loads((tmp_path / "datalist.json").read_text())
+    assert content["sources"] == ["t1", "t1ce", "t2"]
+    assert content["target_modality"] == "flair"
+    assert content["labels"] == {"0": "background", "1": "whole tumor"}
+    (entry,) = content["training"]
+    stem = f"data/{entry['case']}/{entry['case']}_"
+    assert entry["image"] == [f"{stem}t1.nii.gz", f"{stem}t1ce.nii.gz", f"{stem}t2.nii.gz"]
+    assert (entry["target"], entry["label"]) == (f"{stem}flair.nii.gz", f"{stem}seg.nii.gz")
+    assert Path(load_datalist(tmp_path / "datalist.json", "training")[0]["label"]).is_file()
+
+
+def test_files_outside_the_datalist_s_folder_keep_absolute_paths(tmp_path):
+    cohort(tmp_path / "data")
+    prepare_brats(tmp_path / "lists" / ".." / "data", tmp_path / "lists" / "datalist.json")
+    entry = json.loads((tmp_path / "lists" / "datalist.json").read_text())["test"][0]
+    assert entry["target"] == str(tmp_path / "data" / entry["case"] / f"{entry['case']}_flair.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "target, source, expected",
+    [
+        ("flair", None, ["t1", "t1ce", "t2"]),
+        ("t1ce", None, ["t1", "t2", "flair"]),
+        ("t1ce", "t2", ["t2"]),
+        ("t1", "flair, t2", ["flair", "t2"]),
+        ("t2", ("t1", "flair"), ["t1", "flair"]),
+    ],
+)
+def test_any_modality_may_be_the_missing_one(tmp_path, target, source, expected):
+    cohort(tmp_path)
+    prepare_brats(tmp_path, tmp_path / "datalist.json", target=target, source=source)
+    (case,) = load_datalist(tmp_path / "datalist.json", "test")
+    assert [first_voxel(file) for file in case["image"]] == [10 + MODALITIES.index(source) for source in expected]
+    assert first_voxel(case["target"]) == 10 + MODALITIES.index(target)
+
+
+def test_a_modality_that_is_not_needed_may_be_missing(tmp_path):
+    for name in "abc":
+        brats_case(tmp_path, name, without=["t1", "t1ce"])
+    prepare_brats(tmp_path, tmp_path / "datalist.json", source="t2")
+    assert listed(tmp_path / "datalist.json").keys() == {"training", "validation", "test"}
+
+
+def test_the_same_seed_writes_the_same_file(tmp_path):
+    cohort(tmp_path / "data", 8)
+    texts = []
+    for seed, workers in ((3, 1), (3, 4), (4, 1)):
+        prepare_brats(tmp_path / "data", tmp_path / "datalist.json", seed=seed, workers=workers)
+        texts.append((tmp_path / "datalist.json").read_bytes())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_unusable_cases_are_left_out_and_printed_with_the_reason(tmp_path, capsys):
+    cohort(tmp_path / "data", 4)
+    brats_case(tmp_path / "data" / "unlabelled", "unlabelled", without=["seg"])
+    brats_case(tmp_path / "data" / "no_t2", "no_t2", without=["t2"])
+    brats_case(tmp_path / "data" / "twice_a", "twice")
+    brats_case(tmp_path / "data" / "twice_b", "twice")
+    zero = brats_case(tmp_path / "data" / "zero", "zero")
+    save(zero["flair"], np.zeros(SHAPE, np.int16))
+    label = brats_case(tmp_path / "data" / "label", "label")
+    save(label["seg"], np.full(SHAPE, 7, np.uint8))
+    cut = brats_case(tmp_path / "data" / "cut", "cut")
+    cut["t1"].write_bytes(cut["t1"].read_bytes()[:60])
+    prepare_brats(tmp_path / "data", tmp_path / "datalist.json")
+    assert listed_cases(tmp_path / "datalist.json") == cohort(tmp_path / "data", 4)
+    text = printed(capsys)
+    for reason in ("no seg file", "no t2 file", "keep one", "only the value 0", "of value 7", "NIfTI", "6 skipped"):
+        assert reason in text
+
+
+def test_unlabelled_cases_share_one_line(tmp_path, capsys):
+    cohort(tmp_path)
+    for number in range(10, 30):
+        brats_case(tmp_path, f"BraTS20_Validation_0{number}", without=["seg"])
+    prepare_brats(tmp_path, tmp_path / "datalist.json")
+    assert printed(capsys).count("no seg") == 1
+
+
+def test_a_split_file_decides_and_leaves_out_what_it_does_not_name(tmp_path, capsys):
+    one, two, three, _four = cohort(tmp_path, 4)
+    split = write_csv(tmp_path / "split.csv", (one, "test"), (two, "Val"), (three, "train"))
+    prepare_brats(tmp_path, tmp_path / "datalist.json", split=str(split))
+    assert listed(tmp_path / "datalist.json") == {"training": [three], "validation": [two], "test": [one]}
+    assert "not named in split.csv" in printed(capsys)
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation", " Validation "])
+def test_a_split_may_be_called_by_its_synonyms(tmp_path, word):
+    assert read_split(write_csv(tmp_path / "split.csv", ("p", word))) == {"p": "validation"}
+
+
+@pytest.mark.parametrize(
+    "rows, header, sentence",
+    [
+        pytest.param(
+            [("p", "train"), ("p", "test")], ("case", "split"), "line 3: case p is named a second", id="twice"
+        ),
+        pytest.param([("p", "holdout")], ("case", "split"), "line 2: .*holdout.* expected", id="unknown split"),
+        pytest.param([("p", "train")], ("patient", "fold"), "line 2: .*expected case,split", id="other columns"),
+        pytest.param([], ("case", "split"), "names no case", id="empty"),
+        pytest.param(
+            [("nobody", "train")], ("case", "split"), "names 1 cases that were not found, first nobody", id="who"
+        ),
+    ],
+)
+def test_a_wrong_split_file_is_refused(tmp_path, rows, header, sentence):
+    cohort(tmp_path)
+    split = write_csv(tmp_path / "split.csv", *rows, header=header)
+    with pytest.raises(ValueError, match=sentence):
+        prepare_brats(tmp_path, tmp_path / "datalist.json", split=str(split))
+    assert not (tmp_path / "datalist.json").exists()
+
+
+def test_a_split_file_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.csv cannot be read"):
+        read_split(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        pytest.param({"target": "pd"}, "unknown modality 'pd'; known: t1, t1ce, t2, flair", id="unknown target"),
+        pytest.param({"source": "t1,adc"}, "unknown modality 'adc'", id="unknown source"),
+        pytest.param({"source": "t1,flair"}, "the target not among them", id="target among sources"),
+        pytest.param({"source": "t1,t1"}, "name each source once", id="source twice"),
+        pytest.param({"out": "."}, "is a folder; give the file", id="out is a folder"),
+        pytest.param({"out": "file.txt/datalist.json"}, "cannot be written", id="out not writable"),
+        pytest.param({"root": "nowhere"}, "nowhere is not a folder", id="no root"),
+        pytest.param({"root": "empty"}, "holds no BraTS case: expected files called like", id="nothing in root"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_read(tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tissnet_components.datasets.brats.usable_cases", lambda *_: pytest.fail("files were read"))
+    cohort(tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(ValueError, match=sentence):
+        prepare_brats(**{"root": "data", **arguments})
+
+
+def test_nothing_usable_is_an_error_and_keeps_the_old_datalist(tmp_path):
+    brats_case(tmp_path, "p", without=["seg"])
+    (tmp_path / "datalist.json").write_text("old")
+    with pytest.raises(ValueError, match="none of the 1 cases"):
+        prepare_brats(tmp_path, tmp_path / "datalist.json")
+    assert (tmp_path / "datalist.json").read_text() == "old"
+
+
+def test_a_datalist_that_cannot_be_completed_leaves_nothing_behind(tmp_path, monkeypatch):
+    cohort(tmp_path / "data")
+
+    def full_disk(path, *_, **__):
+        path.write_bytes(b"{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(ValueError, match=r"datalist.json cannot be written .No space left"):
+        prepare_brats(tmp_path / "data", tmp_path / "out" / "datalist.json")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_fewer_than_three_patients_are_said_to_leave_sections_empty(tmp_path, capsys):
+    cohort(tmp_path, 2)
+    prepare_brats(tmp_path, tmp_path / "datalist.json")
+    assert "no case for validation and test" in printed(capsys)
+
+
+@pytest.mark.parametrize("below", [".", "Task01_BrainTumour"])
+def test_the_decathlon_s_channels_become_one_file_per_modality(tmp_path, below):
+    decathlon(tmp_path / "data" / below)
+    prepare_brats(tmp_path / "data", tmp_path / "out" / "datalist.json")
+    (case,) = load_datalist(tmp_path / "out" / "datalist.json", "training")
+    assert [first_voxel(file) for file in (*case["image"], case["target"])] == [10, 11, 12, 13]
+    assert nib.load(case["target"]).shape == SHAPE
+    assert Path(case["target"]).parents[1] == tmp_path / "out" / "Task01_BrainTumour_3d"
+    assert Path(case["label"]).parent.name == "labelsTr"
+
+
+def test_the_decathlon_s_own_json_gives_the_order_of_channels(tmp_path):
+    root = decathlon(tmp_path / "data", order=("t2", "t1ce", "flair", "t1"))
+    (root / "dataset.json").write_text('{"modality": {"0": "T2w", "1": "t1gd", "2": "FLAIR", "3": "T1w"}}')
+    prepare_brats(root, tmp_path / "datalist.json")
+    (case,) = load_datalist(tmp_path / "datalist.json", "test")
+    assert [first_voxel(file) for file in (*case["image"], case["target"])] == [10, 11, 12, 13]
+
+
+def test_a_decathlon_json_of_another_task_is_refused(tmp_path):
+    root = decathlon(tmp_path / "data")
+    (root / "dataset.json").write_text('{"modality": {"0": "CT"}}')
+    with pytest.raises(ValueError, match=r"dataset.json does not give the modalities"):
+        prepare_brats(root, tmp_path / "datalist.json")
+
+
+def test_an_interrupted_decathlon_run_goes_on_where_it_stopped(tmp_path):
+    root = decathlon(tmp_path / "data")
+    prepare_brats(root, tmp_path / "datalist.json")
+    unpacked = sorted((tmp_path / "Task01_BrainTumour_3d").rglob("*.nii.gz"))
+    written = {file: file.stat().st_mtime_ns for file in unpacked}
+    lost = tmp_path / "Task01_BrainTumour_3d" / "BRATS_002" / "BRATS_002_t2.nii.gz"
+    lost.unlink()
+    prepare_brats(root, tmp_path / "datalist.json")
+    again = {file for file in unpacked if file.stat().st_mtime_ns != written[file]}
+    assert lost in again
+    assert {file.parent.name for file in again} == {"BRATS_002"}
+
+
+def test_bad_decathlon_files_are_skipped_with_the_reason(tmp_path, capsys):
+    root = decathlon(tmp_path / "data", cases=[f"BRATS_00{number}" for number in range(1, 6)])
+    save(root / "imagesTr" / "BRATS_001.nii.gz", np.stack([scan("t1")] * 3, axis=-1))
+    (root / "imagesTr" / "BRATS_002.nii.gz").write_text("not an image")
+    save(root / "imagesTs" / "BRATS_485.nii.gz", np.stack([scan("t1")] * 4, axis=-1))
+    prepare_brats(root, tmp_path / "datalist.json")
+    assert listed_cases(tmp_path / "datalist.json") == ["BRATS_003", "BRATS_004", "BRATS_005"]
+    text = printed(capsys)
+    for reason in ("imagesTr/BRATS_002.nii.gz", "(4, 5, 3, 3)", "cannot be read", "no seg file", "3 skipped"):
+        assert reason in text
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real glioma patients are not on this machine")
+def test_the_twelve_real_patients_are_found_and_split_nine_one_two():
+    found = find_cases(REAL)
+    assert all(set(files) == {*MODALITIES, "seg"} for files in found.values())
+    assert [len(cases) for cases in split_cases(list(found), 0).values()] == [9, 1, 2]

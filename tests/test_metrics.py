@@ -1,0 +1,282 @@
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from tissnet_components.metrics import (
+    CaseTable,
+    box_around,
+    case_metrics,
+    dice,
+    empty_predictions,
+    mean_and_sd,
+    psnr,
+    ssim,
+    ssim_map,
+    summarise,
+    surface_distances_mm,
+)
+
+MILLIMETRE = (1.0, 1.0, 1.0)
+
+
+def voxels(*positions, shape=(16, 16, 12)):
+    mask = torch.zeros(shape)
+    for position in positions:
+        mask[position] = 1
+    return mask
+
+
+def cube(start, stop, shape=(16, 16, 12)):
+    mask = torch.zeros(shape)
+    mask[start:stop, start:stop, start:stop] = 1
+    return mask
+
+
+def noisy_pair(shape=(20, 22, 16)):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(shape, generator=generator) * 2 - 1
+    return (target + 0.2 * torch.randn(shape, generator=generator)).clamp(-1, 1), target
+
+
+def test_two_of_three_voxels_in_common_is_a_dice_of_two_thirds():
+    assert dice(voxels((1, 1, 1), (1, 1, 2), (1, 1, 3)), voxels((1, 1, 2), (1, 1, 3), (1, 1, 4))) == pytest.approx(
+        2 / 3
+    )
+
+
+def test_a_probability_of_one_half_is_not_tumor():
+    assert dice(0.5 * cube(2, 5), cube(2, 5)) == 0
+    assert dice(0.51 * cube(2, 5), cube(2, 5)) == 1
+
+
+def test_distances_two_slices_apart_are_three_millimetres():
+    found = surface_distances_mm(voxels((5, 5, 2)), voxels((5, 5, 4)), (0.41, 0.41, 1.5))
+    assert found == pytest.approx({"assd_mm": 3.0, "hd95_mm": 3.0})
+
+
+def test_spacing_belongs_to_its_own_axis():
+    found = surface_distances_mm(voxels((2, 5, 5)), voxels((5, 5, 5)), (2.0, 1.0, 1.0))
+    assert found == pytest.approx({"assd_mm": 6.0, "hd95_mm": 6.0})
+
+
+def test_hd95_is_the_larger_directed_percentile_and_assd_pools_both_directions():
+    """One voxel against itself and a second one 4 mm away: directed distances [0] and [0, 4]."""
+    found = surface_distances_mm(voxels((5, 5, 5)), voxels((5, 5, 5), (9, 5, 5)), MILLIMETRE)
+    assert found["assd_mm"] == pytest.approx(4 / 3)
+    assert found["hd95_mm"] == pytest.approx(0.95 * 4)
+
+
+def test_distances_do_not_depend_on_how_far_the_volume_reaches():
+    small = surface_distances_mm(cube(0, 4), cube(1, 6), MILLIMETRE)
+    padded = [torch.nn.functional.pad(mask, [7] * 6) for mask in (cube(0, 4), cube(1, 6))]
+    assert surface_distances_mm(*padded, MILLIMETRE) == pytest.approx(small)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "overlap", "distance"),
+    [
+        pytest.param(cube(0, 0), cube(2, 5), 0, math.nan, id="empty prediction"),
+        pytest.param(cube(2, 5), cube(0, 0), 0, math.nan, id="empty label"),
+        pytest.param(cube(0, 0), cube(0, 0), 1, 0, id="both empty"),
+    ],
+)
+def test_empty_masks_follow_the_policy(prediction, label, overlap, distance):
+    found = surface_distances_mm(prediction, label, MILLIMETRE)
+    assert dice(prediction, label) == overlap
+    assert found == pytest.approx({"assd_mm": distance, "hd95_mm": distance}, nan_ok=True)
+
+
+def test_psnr_of_a_constant_difference_of_one_fifth_is_twenty_decibels():
+    """10 log10(2^2 / 0.2^2) = 20: the data range is 2, not 1."""
+    assert psnr(torch.full((4, 4, 4), 0.3), torch.full((4, 4, 4), 0.1)) == pytest.approx(20, abs=1e-4)
+    assert psnr(torch.zeros(4, 4, 4), torch.zeros(4, 4, 4)) == math.inf
+
+
+def test_ssim_and_psnr_equal_scikit_image():
+    synthetic, target = noisy_pair()
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}
+    reference = structural_similarity(target.double().numpy(), synthetic.double().numpy(), **settings)
+    assert ssim(synthetic, target) == pytest.approx(reference, abs=1e-5)
+    decibels = peak_signal_noise_ratio(target.numpy(), synthetic.numpy(), data_range=2)
+    assert psnr(synthetic, target) == pytest.approx(decibels, abs=1e-4)
+
+
+def test_the_ssim_map_cut_to_a_box_is_that_of_the_cut_images():
+    synthetic, target = noisy_pair()
+    box = (slice(3, 17), slice(2, 20), slice(4, 16))
+    inside = ssim_map(synthetic, target)[3:7, 2:10, 4:6]
+    assert torch.allclose(inside, ssim_map(synthetic[box], target[box]), atol=1e-5)
+
+
+def test_an_image_thinner_than_the_window_has_no_ssim():
+    assert math.isnan(ssim(torch.zeros(16, 16, 8), torch.zeros(16, 16, 8)))
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        pytest.param((10, 10, 10), slice(5, 16), id="in the middle"),
+        pytest.param((1, 1, 1), slice(0, 11), id="at the near edge"),
+        pytest.param((18, 18, 18), slice(9, 20), id="at the far edge"),
+    ],
+)
+def test_a_box_grows_to_eleven_voxels_and_stays_inside(where, expected):
+    assert box_around(voxels(where, shape=(20, 20, 20)), 11) == (expected,) * 3
+
+
+def test_a_box_cannot_outgrow_the_volume_and_a_large_one_stays_as_it_is():
+    assert box_around(voxels((3, 3, 3), shape=(8, 8, 8)), 11) == (slice(0, 8),) * 3
+    assert box_around(cube(1, 12, shape=(16, 16, 16)), 5) == (slice(1, 12),) * 3
+    assert box_around(torch.zeros(4, 4, 4)) is None
+
+
+def test_local_values_look_only_at_the_tumor_and_brain_values_only_at_the_brain():
+    target = torch.full((40, 16, 16), -1.0)
+    target[:30] = 0.0
+    synthetic = target.clone()
+    synthetic[:12] += 0.2
+    label = torch.zeros_like(target)
+    label[:11, :11, :11] = 1
+    found = case_metrics({"synthetic": synthetic}, target, label, MILLIMETRE)
+    assert found["local_psnr"] == pytest.approx(20, abs=1e-3)
+    assert found["brain_psnr"] == pytest.approx(10 * math.log10(4 / (0.04 * 12 / 30)), abs=1e-3)
+    assert found["psnr"] == pytest.approx(10 * math.log10(4 / (0.04 * 12 / 40)), abs=1e-3)
+    assert found["local_ssim"] < found["brain_ssim"] < found["ssim"] < 1
+
+
+def test_a_tumor_of_one_voxel_is_judged_in_a_box_of_eleven():
+    synthetic, target = noisy_pair()
+    found = case_metrics({"synthetic": synthetic}, target, voxels((10, 10, 8), shape=tuple(target.shape)), MILLIMETRE)
+    box = (slice(5, 16), slice(5, 16), slice(3, 14))
+    assert found["local_ssim"] == pytest.approx(ssim(synthetic[box], target[box]), abs=1e-5)
+    assert found["local_psnr"] == pytest.approx(psnr(synthetic[box], target[box]), abs=1e-4)
+
+
+def test_without_a_tumor_local_values_are_missing():
+    synthetic, target = noisy_pair()
+    found = case_metrics({"synthetic": synthetic}, target, torch.zeros_like(target), MILLIMETRE)
+    assert math.isnan(found["local_ssim"]) and math.isnan(found["local_psnr"])
+    assert not math.isnan(found["ssim"])
+
+
+def test_only_what_is_there_is_measured():
+    found = case_metrics({"fine": cube(2, 5)[None]}, None, cube(2, 5)[None], (1.0, 1.0, 2.0))
+    assert found == pytest.approx(
+        {"label_ml": 0.054, "fine_dice": 1, "fine_assd_mm": 0, "fine_hd95_mm": 0, "fine_ml": 0.054}
+    )
+
+
+def test_average_is_the_mean_of_fine_and_refined():
+    """0.9 and 0.2 average to 0.55: tumor, although refined alone is not."""
+    found = case_metrics({"fine": 0.9 * cube(2, 5), "refined": 0.2 * cube(2, 5)}, None, cube(2, 5), MILLIMETRE)
+    assert (found["fine_dice"], found["refined_dice"], found["average_dice"]) == (1, 0, 1)
+
+
+def test_the_perceived_segmentation_is_reported_as_perceptibility():
+    found = case_metrics({"perceived": cube(2, 5)}, None, cube(2, 5), MILLIMETRE)
+    assert found["perceptibility_dice"] == 1 and not any(name.startswith("perceived") for name in found)
+
+
+def test_a_map_that_is_not_finite_or_on_another_grid_is_refused_by_name():
+    with pytest.raises(ValueError, match="fine holds NaN"):
+        case_metrics({"fine": cube(2, 5) * math.nan}, None, cube(2, 5), MILLIMETRE)
+    with pytest.raises(ValueError, match=r"coarse has shape \(4, 4, 4\), expected \(16, 16, 12\)"):
+        case_metrics({"coarse": torch.zeros(4, 4, 4)}, None, cube(2, 5), MILLIMETRE)
+
+
+def test_missing_values_are_left_out_of_the_mean_and_counted():
+    summary = summarise([{"hd95_mm": 1.0}, {"hd95_mm": 3.0}, {"hd95_mm": math.nan}, {}])
+    assert summary["hd95_mm"] == pytest.approx({"mean": 2, "sd": math.sqrt(2), "n": 2, "missing": 2})
+
+
+def test_one_value_has_no_sd_and_none_has_no_mean():
+    summary = summarise([{"one": 5.0, "none": math.nan}])
+    assert mean_and_sd(summary["one"]["mean"], summary["one"]["sd"]) == "5.000"
+    assert mean_and_sd(summary["none"]["mean"], summary["none"]["sd"]) == "n/a"
+
+
+def test_empty_predictions_are_counted_per_segmentation():
+    rows = [{"fine_ml": 0.0, "coarse_ml": 2.0}, {"fine_ml": 0.0, "coarse_ml": 1.0}, {"fine_ml": 4.0, "coarse_ml": 3.0}]
+    assert empty_predictions(rows) == {"coarse": 0, "fine": 2}
+
+
+def run_case_table(folder, items, **settings):
+    engine = Engine(lambda engine, batch: batch)
+    CaseTable(folder, **settings).attach(engine)
+    return engine, engine.run([[item] for item in items])
+
+
+def meta(mask, spacing=MILLIMETRE):
+    return MetaTensor(mask[None], affine=torch.diag(torch.tensor([*spacing, 1.0])))
+
+
+def rows_of(file):
+    with open(file, newline="") as text:
+        return list(csv.DictReader(text))
+
+
+@pytest.fixture
+def two_cases():
+    return [
+        {"case": "b", "label": meta(voxels((5, 5, 4)), (1, 1, 1.5)), "fine": meta(voxels((5, 5, 2)))},
+        {"case": "a", "label": meta(cube(2, 5), (1, 1, 1.5)), "fine": meta(cube(0, 0))},
+    ]
+
+
+def test_the_case_table_writes_one_row_per_case_with_the_labels_spacing(tmp_path, two_cases):
+    run_case_table(tmp_path, two_cases, protocol="tumor slab")
+    first, second = rows_of(tmp_path / "cases.csv")
+    assert (first["case"], first["protocol"], first["fine_dice"], first["fine_hd95_mm"]) == ("a", "tumor slab", "0", "")
+    assert (second["case"], second["fine_hd95_mm"], second["fine_ml"]) == ("b", "3", "0.0015")
+
+
+def test_the_summary_counts_what_is_missing_and_the_engine_gets_the_means(tmp_path, two_cases):
+    _, state = run_case_table(tmp_path, two_cases)
+    summary = {row["metric"]: row for row in rows_of(tmp_path / "summary.csv")}
+    assert (summary["fine_hd95_mm"]["mean"], summary["fine_hd95_mm"]["n"], summary["fine_hd95_mm"]["missing"]) == (
+        "3",
+        "1",
+        "1",
+    )
+    assert state.metrics["fine_dice"] == 0 and state.metrics["fine_assd_mm"] == pytest.approx(3)
+
+
+def test_the_case_table_says_how_many_predictions_were_empty(tmp_path, two_cases, capsys):
+    run_case_table(tmp_path, two_cases)
+    assert "empty predictions: fine 1" in capsys.readouterr().out
+
+
+def test_a_second_run_forgets_the_cases_of_the_first(tmp_path, two_cases):
+    engine, _ = run_case_table(tmp_path, two_cases)
+    engine.run([two_cases[:1]])
+    assert [row["case"] for row in rows_of(tmp_path / "cases.csv")] == ["b"]
+
+
+def test_reference_keys_can_be_renamed(tmp_path):
+    synthetic, target = noisy_pair()
+    label = meta(cube(2, 5, shape=tuple(target.shape)))
+    item = {"case": "a", "original_label": label, "original_target": target[None], "synthetic": synthetic[None]}
+    run_case_table(tmp_path, [item], label_key="original_label", target_key="original_target")
+    assert float(rows_of(tmp_path / "cases.csv")[0]["ssim"]) == pytest.approx(ssim(synthetic, target), abs=1e-5)
+
+
+def test_the_case_table_names_the_case_that_cannot_be_measured(tmp_path, two_cases):
+    two_cases[0]["fine"] = two_cases[0]["fine"] * np.nan
+    with pytest.raises(ValueError, match="case b: fine holds NaN"):
+        run_case_table(tmp_path, two_cases)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_label_without_affine_or_output_that_is_not_decollated_is_refused(tmp_path, two_cases):
+    with pytest.raises(TypeError, match="has no affine"):
+        run_case_table(tmp_path, [two_cases[0] | {"label": cube(2, 5)}])
+    engine = Engine(lambda engine, batch: {"fine": batch})
+    CaseTable(tmp_path).attach(engine)
+    with pytest.raises(TypeError, match="decollate"):
+        engine.run([0])

@@ -1,0 +1,1 @@
+"""The parts that the TISS-Net bundles declare in their configs."""

@@ -1,0 +1,134 @@
+"""The cascade: generator, then segmentor (Fig. 2d), and loading what was trained."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
+
+
+def refine_with_error(coarse: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """Flip the coarse segmentation where it is believed wrong (Eq. 7): (1 - y_c) y_e + y_c (1 - y_e).
+
+    Shapes:
+        coarse, error: (B, 1, X, Y, Z) probabilities; gradients flow to both.
+        returns: (B, 1, X, Y, Z) foreground probability.
+    """
+    return (1 - coarse) * error + coarse * (1 - error)
+
+
+class TissNet(nn.Module):
+    """Generator G then segmentor S, end to end (Section 3).
+
+    Args:
+        generator: maps the source to ``synthetic`` and ``coarse``.
+        segmentor: maps the concatenated ``segmentor_inputs`` to ``fine`` and ``error``.
+        segmentor_inputs: what the segmentor sees, among ``source``, ``synthetic`` and ``coarse`` (Tables 2 and 6).
+
+    Shapes:
+        image: (B, C, X, Y, Z), the source modalities in [-1, 1]; any spatial size.
+        returns: (B, 1, X, Y, Z), ``fine`` alone; the segmentor's other branch is not computed.
+
+    Raises:
+        ValueError: on an unknown name in ``segmentor_inputs``.
+    """
+
+    def __init__(
+        self, generator: nn.Module, segmentor: nn.Module, segmentor_inputs: Sequence[str] = SEGMENTOR_INPUTS
+    ) -> None:
+        super().__init__()
+        unknown = set(segmentor_inputs) - set(SEGMENTOR_INPUTS)
+        if unknown or not segmentor_inputs:
+            raise ValueError(f"segmentor_inputs are {list(segmentor_inputs)}; choose among {list(SEGMENTOR_INPUTS)}")
+        self.generator = generator
+        self.segmentor = segmentor
+        self.segmentor_inputs = list(segmentor_inputs)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.segment(image, self.generator(image), ["fine"])["fine"]
+
+    def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every map: ``synthetic``, ``coarse``, ``fine``, ``error`` and ``refined`` (Eq. 7)."""
+        maps = self.generator(image)
+        maps.update(self.segment(image, maps))
+        if "error" in maps:
+            maps["refined"] = refine_with_error(maps["coarse"], maps["error"])
+        return maps
+
+    def segment(
+        self, image: torch.Tensor, generated: dict[str, torch.Tensor], branches: list[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The segmentor's maps from x-tilde, the concatenation of what it may see."""
+        visible = {"source": image, "synthetic": generated["synthetic"], "coarse": generated["coarse"]}
+        return self.segmentor(torch.cat([visible[name] for name in self.segmentor_inputs], dim=1), branches)
+
+
+class PerceivedCascade(nn.Module):
+    """A cascade and the perceptor's view of its synthetic image, for evaluating perceptibility.
+
+    ``cascade`` adds ``perceived``, (B, 1, X, Y, Z): S_p(x_t'). Without a perceptor (direct segmentation has no
+    synthetic image) it adds nothing.
+    """
+
+    def __init__(self, network: nn.Module, perceptor: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.perceptor = perceptor
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network(image)
+
+    def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.network.cascade(image)
+        if self.perceptor is not None:
+            maps["perceived"] = self.perceptor(maps["synthetic"])
+        return maps
+
+
+def load_weights(network: nn.Module, path: str, missing: str = "train the network first (run training)") -> nn.Module:
+    """Load a state dict strictly, with ``weights_only=True``, and return the network.
+
+    Args:
+        missing: what to tell the user to do when there is no such file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not a state dict, or does not fit the network.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: {missing}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a file of PyTorch weights ({type(error).__name__}): copy it again") from error
+    check_weights_fit(network, state, path)
+    network.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    )
+    return network
+
+
+def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
+    """Raise ValueError, naming the first difference, when a state dict does not fit a network."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{path} does not fit the configured network: {name} is {found.get(name, 'absent')} in the file and "
+                f"{expected.get(name, 'absent')} in the network; use the `widths` (or configs/wide.json) and the "
+                f"`source_channels` it was trained with"
+            )
+
+
+def load_perceptor(perceptor: nn.Module, path: str) -> nn.Module:
+    """Load S_p and freeze it: eval mode, no gradients of its own; gradients pass through to its input (Eq. 5)."""
+    command = (
+        "train the perceptor first: python -m monai.bundle run training "
+        "--config_file \"['configs/train.json','configs/direct_segmentation.json']\" --dataset_dir DIR "
+        "(with the same widths and spacing)"
+    )
+    return load_weights(perceptor, path, missing=command).eval().requires_grad_(False)

@@ -1,0 +1,198 @@
+"""Check cases and read datalists, so that bad data ends in one sentence that names the file.
+
+A case is a dict: ``case`` (its name), ``image`` (one file or a list, the source modalities in order) and, where known,
+``target`` (the missing modality) and ``label`` (the tumor mask).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os.path import abspath
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+SECTIONS = ("training", "validation", "test")
+LABELS = (0, 1, 2, 3, 4)  # BraTS skips 3 until 2022 and uses it from 2023 on; 4 is back for the resection cavity
+FILE_KEYS = ("image", "target", "label")
+FEW_CASES = 5
+
+
+class BadCase(ValueError):
+    """A case that cannot be used: one sentence with the file, what is wrong with it and what to do."""
+
+
+def check_readable(file: str | Path) -> nib.Nifti1Pair:
+    """Read a NIfTI file completely, which is the only way to notice that it is truncated.
+
+    Returns:
+        the image with its voxels in memory (scaled by the header's slope and intercept).
+
+    Raises:
+        BadCase: missing, damaged, not NIfTI, or placed in space by an affine that cannot be inverted.
+    """
+    if not Path(file).is_file():
+        raise BadCase(f"{file} does not exist; correct the path or fetch the file again")
+    try:
+        image = nib.load(file)
+        voxels = np.asanyarray(image.dataobj)
+    except Exception as error:  # nibabel, gzip and zlib raise a dozen types; to the user each means the same
+        raise BadCase(f"{file} cannot be read as NIfTI ({_one_line(error)}); fetch or export it again") from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise BadCase(f"{file} is {type(image).__name__}, expected NIfTI; convert it to .nii.gz")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise BadCase(f"{file} has the affine {image.affine.tolist()}, which cannot be inverted; repair its header")
+    return type(image)(voxels, image.affine, image.header)
+
+
+def check_intensities(array: np.ndarray, file: str | Path) -> None:
+    """Refuse an image of constant value (all zero, usually a failed export) or with NaN or infinite voxels."""
+    if array.dtype.kind not in "buif":
+        raise BadCase(f"{file} holds {array.dtype} voxels, expected real numbers; export it as a grey-value image")
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise BadCase(f"{file} holds {bad} voxels that are NaN or infinite; repair them or leave the case out")
+    if array.size == 0 or array.min() == array.max():
+        value = f"only the value {array.flat[0]:g}" if array.size else "no voxels"
+        raise BadCase(f"{file} holds {value}, so there is no image in it; export it again or leave the case out")
+
+
+def check_label(array: np.ndarray, file: str | Path) -> None:
+    """Refuse a label map with anything but BraTS's values. An empty map is allowed: not everyone has a tumor."""
+    unknown = array[~np.isin(array, LABELS)]
+    if unknown.size:
+        values = ", ".join(f"{value:g}" for value in np.unique(unknown)[:5])
+        raise BadCase(f"{file} holds {unknown.size} voxels of value {values}; a label map holds only {LABELS}")
+
+
+def check_same_grid(grids: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> None:
+    """Refuse files whose voxels do not lie on each other; names the one that differs from most of the others.
+
+    Args:
+        grids: file -> (shape in voxels, 4x4 affine in mm).
+    """
+
+    def alike(one: str, other: str) -> bool:
+        (shape, affine), (other_shape, other_affine) = grids[one], grids[other]
+        return tuple(shape) == tuple(other_shape) and np.allclose(affine, other_affine, rtol=0, atol=1e-3)
+
+    common = max(grids, key=lambda file: sum(alike(file, other) for other in grids), default=None)
+    for file, (shape, affine) in grids.items():
+        if alike(file, common):
+            continue
+        if tuple(shape) != tuple(grids[common][0]):
+            what, found, expected = "shape", tuple(shape), tuple(grids[common][0])
+        else:
+            what, found, expected = "affine", np.round(affine, 4).tolist(), np.round(grids[common][1], 4).tolist()
+        raise BadCase(f"{file} has {what} {found} but {common} has {expected}; resample one to the other's grid")
+
+
+def check_case(case: Mapping) -> None:
+    """Read every file of a case (``target`` and ``label`` may be absent) and check it, alone and against the others.
+
+    Raises:
+        BadCase: for the first thing that is wrong.
+    """
+    grids = {}
+    for key in FILE_KEYS:
+        for file in _as_list(case.get(key)):
+            image = check_readable(file)
+            if len(image.shape) != 3:
+                raise BadCase(f"{file} has shape {image.shape}, expected three axes; give one volume per file")
+            (check_label if key == "label" else check_intensities)(np.asanyarray(image.dataobj), file)
+            grids[str(file)] = (image.shape, image.affine)
+    check_same_grid(grids)
+
+
+def usable_cases(cases: Sequence[Mapping], workers: int | None = None) -> tuple[list[Mapping], dict[str, str]]:
+    """Check cases in parallel, with a progress bar when there are more than a few.
+
+    Threads do: nearly all the time goes into unpacking gzip, which runs without Python's lock.
+
+    Returns:
+        the good cases in their order, and case name -> reason for the others.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        quiet = len(cases) <= FEW_CASES
+        reasons = list(tqdm(pool.map(_reason, cases), "checking cases", len(cases), unit="case", disable=quiet))
+    good = [case for case, reason in zip(cases, reasons, strict=True) if not reason]
+    failed = {case["case"]: reason for case, reason in zip(cases, reasons, strict=True) if reason}
+    return good, failed
+
+
+def load_datalist(path: str | Path, section: str) -> list[dict]:
+    """Read the cases of one section ("training", "validation" or "test") of a datalist, paths made absolute.
+
+    Relative paths start at the datalist's folder. ``image`` is always a list. Files are not opened here:
+    `usable_cases` does that.
+
+    Raises:
+        ValueError: no such file or section, not JSON, an empty section, an entry without ``case`` or ``image``,
+            or a case or file that stands in the datalist twice (in two sections, it would leak into the test).
+    """
+    sections = _read_sections(Path(path))
+    if not sections.get(section):
+        problem = "an empty" if section in sections else "no"
+        filled = {name: len(entries) for name, entries in sections.items() if entries}
+        raise ValueError(f"{path} has {problem} section '{section}'; it has {filled or 'no cases'}; prepare it again")
+    folder = Path(path).absolute().parent
+    cases = {name: [_absolute(entry, folder, path) for entry in entries] for name, entries in sections.items()}
+    _refuse_twice([entry["case"] for entries in cases.values() for entry in entries], "case", path)
+    _refuse_twice([file for entries in cases.values() for entry in entries for file in _files(entry)], "file", path)
+    return cases[section]
+
+
+def _read_sections(path: Path) -> dict[str, list]:
+    if not path.is_file():
+        raise ValueError(f"datalist {path} does not exist; write it with `python -m tissnet_components prepare_brats`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"datalist {path} is not valid JSON ({error}); prepare it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"datalist {path} holds a {type(content).__name__}, expected sections {SECTIONS}")
+    sections = {name: content[name] for name in SECTIONS if name in content}
+    wrong = [name for name, entries in sections.items() if not isinstance(entries, list)]
+    if wrong:
+        raise ValueError(f"section '{wrong[0]}' of datalist {path} is no list of cases; prepare it again")
+    return sections
+
+
+def _absolute(entry: dict, folder: Path, path: str | Path) -> dict:
+    if not isinstance(entry, dict) or not entry.get("case") or not entry.get("image"):
+        raise ValueError(f"datalist {path} has the entry {entry}, expected at least 'case' and 'image'")
+    files = {key: [abspath(folder / file) for file in _as_list(entry.get(key))] for key in FILE_KEYS}
+    single = {key: files[key][0] for key in ("target", "label") if files[key]}
+    return {**entry, "image": files["image"], **single}
+
+
+def _refuse_twice(names: list[str], kind: str, path: str | Path) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"datalist {path} uses the {kind} {twice[0]} more than once ({len(twice)} such); remove it")
+
+
+def _reason(case: Mapping) -> str | None:
+    try:
+        check_case(case)
+    except BadCase as error:
+        return str(error)
+    return None
+
+
+def _files(case: Mapping) -> list[str]:
+    return [file for key in FILE_KEYS for file in _as_list(case.get(key))]
+
+
+def _as_list(files: str | Path | Sequence | None) -> list:
+    if files is None:
+        return []
+    return [files] if isinstance(files, str | Path) else list(files)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,136 @@
+"""What the bundles attach to their engines and MONAI and Ignite lack."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import DiskSaver, ProgressBar
+from monai.engines import Evaluator, Trainer
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from tissnet_components.cascade import check_weights_fit
+from tissnet_components.report.figures import overview
+
+logger = logging.getLogger(__name__)
+
+
+def losses_of(output: list[dict[str, Any]]) -> dict[str, float]:
+    """Every loss term of an iteration: the scalars of its (decollated) output."""
+    scalars = {name: value for name, value in output[0].items() if torch.as_tensor(value).ndim == 0}
+    return {name: float(value) for name, value in scalars.items()}
+
+
+class LossProgressBar(ProgressBar):
+    """Ignite's progress bar, showing every loss term."""
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine, output_transform=lambda output: losses_of(output))
+
+
+class TrainingCheckpoint:
+    """Writes ``<name>_last.pt`` (everything) and ``<name>.pt`` (the best network's weights); resumes from the former.
+
+    The best network is the one with the highest key metric of the evaluator, which must run earlier in the epoch.
+    Both files are replaced atomically. Attach it last, after the schedulers.
+
+    Args:
+        save_dir: folder of both files, made if needed.
+        name: stem of both files.
+        network: whose weights are kept.
+        evaluator: validates during training.
+        state: name -> further objects with a state dict (discriminators, optimizers, schedulers, scalers); None is
+            left out.
+        interval: epochs between two writings of the last checkpoint.
+
+    Raises:
+        ValueError: the last checkpoint is of another network; nothing is overwritten.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str,
+        network: nn.Module,
+        evaluator: Evaluator,
+        state: dict[str, Any],
+        interval: int = 1,
+    ) -> None:
+        self.save = DiskSaver(save_dir, atomic=True, create_dir=True, require_empty=False)
+        self.folder, self.name, self.interval = Path(save_dir), name, interval
+        self.network = getattr(network, "module", network)
+        self.evaluator = evaluator
+        self.objects = {"network": self.network, **{key: value for key, value in state.items() if value is not None}}
+
+    def attach(self, engine: Trainer) -> None:
+        last = self.folder / f"{self.name}_last.pt"
+        if last.is_file():
+            self._resume(engine, last)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Trainer) -> None:
+        if self.evaluator.state.best_metric_epoch == engine.state.epoch:
+            self.save(self.network.state_dict(), f"{self.name}.pt")
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            self.save(self._checkpoint(engine), f"{self.name}_last.pt")
+
+    def _checkpoint(self, engine: Trainer) -> dict[str, Any]:
+        best = {key: getattr(self.evaluator.state, key) for key in ("best_metric", "best_metric_epoch")}
+        states = {key: value.state_dict() for key, value in self.objects.items()}
+        return {**states, "epoch": engine.state.epoch, "best": best, "rng": torch.get_rng_state()}
+
+    def _resume(self, engine: Trainer, path: Path) -> None:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        check_weights_fit(self.network, checkpoint["network"], str(path))
+        for key, value in self.objects.items():
+            value.load_state_dict(checkpoint[key])
+        for key, value in checkpoint["best"].items():
+            setattr(self.evaluator.state, key, value)
+        torch.set_rng_state(checkpoint["rng"])
+        engine.state.epoch = checkpoint["epoch"]
+        engine.state.iteration = checkpoint["epoch"] * (engine.state.epoch_length or 0)
+        if engine.state.epoch >= engine.state.max_epochs:
+            self._refuse_to_start_over(engine, path)
+        logger.info(f"resuming after epoch {engine.state.epoch} from {path}")
+
+    @staticmethod
+    def _refuse_to_start_over(engine: Trainer, path: Path) -> None:
+        """Ignite would begin again from epoch 1; end the run instead."""
+        logger.info(f"{path} has finished its {engine.state.epoch} epochs; raise --epochs to go on, or remove it")
+        engine.add_event_handler(Events.STARTED, lambda trainer: trainer.terminate())
+
+
+class ValidationPictures:
+    """Every few epochs, an overview of the first validation case: as PNG, and in TensorBoard.
+
+    Args:
+        output_dir: gets ``epoch_0001.png``...
+        interval: epochs between two pictures; the first validation always gives one.
+        writer: of TensorBoard, if wanted.
+    """
+
+    MAPS = ("image", "synthetic", "target", "coarse", "fine", "error", "label")
+
+    def __init__(self, output_dir: str, interval: int = 10, writer: SummaryWriter | None = None) -> None:
+        self.output_dir, self.interval, self.writer = Path(output_dir), interval, writer
+        self.last_epoch: int | None = None
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Evaluator) -> None:
+        epoch = engine.state.epoch
+        if engine.state.iteration != 1 or (self.last_epoch is not None and epoch < self.last_epoch + self.interval):
+            return
+        self.last_epoch = epoch
+        case = {**engine.state.batch[0], **engine.state.output[0]}
+        maps = {name: case[name].cpu().numpy() for name in self.MAPS if name in case}
+        maps = {"source" if name == "image" else name: value for name, value in maps.items()}
+        title, affine = f"{case.get('case', '')}, epoch {epoch}", np.asarray(case["image"].affine)
+        path = overview(maps, self.output_dir / f"epoch_{epoch:04d}.png", title, affine=affine)
+        if self.writer is not None:
+            self.writer.add_image("validation", matplotlib.image.imread(path), epoch, dataformats="HWC")

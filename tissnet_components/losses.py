@@ -1,0 +1,252 @@
+"""The objective: Eqs. 1-6 and 8-11. Each loss is a function of tensors and knows no weight but ``TissNetLoss``."""
+
+from collections.abc import Callable
+
+import torch
+from monai.losses import DiceLoss
+from torch import nn
+from torch.nn import functional as F
+
+from tissnet_components.patchgan import discriminate
+
+TERMS = (
+    "global_l1",
+    "global_adversarial",
+    "tumor_l1",
+    "tumor_adversarial",
+    "perceptibility",
+    "coarse",
+    "fine",
+    "error",
+    "consistency",
+)
+SEGMENTOR_TERMS = ("fine", "error", "consistency")
+
+
+def check_terms(loss_weights: dict[str, float]) -> None:
+    """Raise ValueError on a loss term that does not exist."""
+    unknown = set(loss_weights) - set(TERMS)
+    if unknown:
+        raise ValueError(f"unknown loss terms {sorted(unknown)}; known: {sorted(TERMS)}")
+
+
+def tumor_box(label: torch.Tensor, margin: int = 0) -> torch.Tensor:
+    """M: 1 inside each sample's bounding box of the tumor, enlarged by ``margin`` voxels; all 0 without tumor.
+
+    Shapes:
+        label: (B, 1, X, Y, Z) in {0, 1}.
+        returns: (B, 1, X, Y, Z) of the same dtype.
+    """
+    box = torch.zeros_like(label)
+    for sample, mask in enumerate(label[:, 0]):
+        voxels = mask.nonzero()
+        if len(voxels):
+            low, high = (voxels.amin(0) - margin).clamp(min=0), voxels.amax(0) + margin + 1
+            box[sample, 0, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
+    return box
+
+
+def coarse_mistakes(coarse: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """y != y_c: 1 where ``coarse``, thresholded at 0.5, differs from ``label``; no gradient.
+
+    Shapes:
+        coarse, label, returns: (B, 1, X, Y, Z).
+    """
+    return ((coarse.detach() > 0.5) != (label > 0.5)).to(coarse.dtype)
+
+
+def dice_loss(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Soft Dice loss, epsilon 1e-5, mean over samples (Section 3.1).
+
+    Shapes:
+        probability, label: (B, 1, X, Y, Z).
+    """
+    return DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5)(probability, label)
+
+
+def fool(scores: torch.Tensor) -> torch.Tensor:
+    """Eq. 2: the generator wants every patch scored as real, E[(D(fake) - 1)^2]."""
+    return F.mse_loss(scores, torch.ones_like(scores))
+
+
+def tell_apart(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
+    """Eq. 3: E[D(fake)^2] + E[(D(real) - 1)^2]."""
+    return F.mse_loss(fake_scores, torch.zeros_like(fake_scores)) + fool(real_scores)
+
+
+class ErrorPredictionConsistencyLoss(nn.Module):
+    """Mean squared difference between the two refined segmentations (Eq. 8).
+
+    The segmentor refines the coarse segmentation twice: directly (``fine``) and by flipping the voxels it
+    believes wrong (``refined``). Both describe the same tumor, so they should agree.
+
+    Shapes:
+        fine, refined: (B, 1, X, Y, Z) foreground probabilities in [0, 1].
+        returns: scalar.
+    """
+
+    def forward(self, fine: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(fine, refined)
+
+
+class PerceptibilityLoss(nn.Module):
+    """Dice loss of the frozen perceptor on the synthetic image (Eq. 5).
+
+    The perceptor S_p was trained on the real target. Its own parameters get no gradient and it stays in eval mode;
+    the gradient passes through it to ``synthetic``.
+
+    Shapes:
+        synthetic: (B, 1, X, Y, Z) in [-1, 1].
+        label: (B, 1, X, Y, Z) in {0, 1}.
+        returns: scalar.
+    """
+
+    def __init__(self, perceptor: nn.Module) -> None:
+        super().__init__()
+        self.perceptor = perceptor.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "PerceptibilityLoss":
+        return super().train(False)
+
+    def forward(self, synthetic: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return dice_loss(self.perceptor(synthetic), label)
+
+
+class TumorCrop:
+    """What the tumor-aware terms (Eq. 4) see: images times M, of the samples that hold a tumor.
+
+    ``empty`` tells that no sample does; the terms are then skipped.
+    """
+
+    def __init__(self, label: torch.Tensor, margin: int = 0) -> None:
+        box = tumor_box(label, margin)
+        self.samples = box.flatten(1).any(1)
+        self.box = box[self.samples]
+        self.empty = not bool(self.samples.any())
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image[self.samples] * self.box
+
+
+class TissNetLoss(nn.Module):
+    """The generator's and segmentor's objective (Eqs. 6, 9, 10), from named terms and their weights.
+
+    L = L_syn + lambda_c L_c + lambda_s L_S, with L_syn = L_syn-g (1) + L_syn-t (4) + lambda_p L_p (5).
+
+    Args:
+        loss_weights: term -> weight; a term of weight zero, or absent, is not computed. Terms: ``global_l1``
+            (alpha_g), ``global_adversarial``, ``tumor_l1`` (alpha_t), ``tumor_adversarial``, ``perceptibility``
+            (lambda_p), ``coarse`` (lambda_c), ``fine``, ``error``, ``consistency``.
+        segmentor_weight: lambda_s, multiplies the last three.
+        perceptor: S_p, needed by ``perceptibility``.
+        discriminators: ``global`` and ``tumor``, needed by the adversarial terms.
+        tumor_margin: voxels added around the tumor's bounding box.
+
+    Shapes:
+        maps: what ``TissNet.cascade`` returns, (B, 1, X, Y, Z) each.
+        source: (B, C, X, Y, Z); target, label: (B, 1, X, Y, Z).
+        returns: each active term unweighted, and ``loss``, their weighted sum; scalars.
+
+    Raises:
+        ValueError: on an unknown term, or a term whose perceptor or discriminator is missing.
+    """
+
+    def __init__(
+        self,
+        loss_weights: dict[str, float],
+        segmentor_weight: float = 25.0,
+        perceptor: nn.Module | None = None,
+        discriminators: nn.ModuleDict | None = None,
+        tumor_margin: int = 0,
+    ) -> None:
+        super().__init__()
+        check_terms(loss_weights)
+        self.weights = {
+            term: weight * (segmentor_weight if term in SEGMENTOR_TERMS else 1.0)
+            for term, weight in loss_weights.items()
+            if weight * (segmentor_weight if term in SEGMENTOR_TERMS else 1.0) != 0
+        }
+        if "perceptibility" in self.weights and perceptor is None:
+            raise ValueError("the term perceptibility needs a perceptor; give one or set its weight to 0")
+        for name in ("global", "tumor"):
+            if f"{name}_adversarial" in self.weights and name not in (discriminators or {}):
+                raise ValueError(f"the term {name}_adversarial needs discriminators[{name!r}]; or set its weight to 0")
+        self.perceptibility = PerceptibilityLoss(perceptor) if "perceptibility" in self.weights else None
+        self.consistency = ErrorPredictionConsistencyLoss()
+        self.discriminators = discriminators
+        self.tumor_margin = tumor_margin
+
+    def forward(
+        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        terms = {
+            **self._synthesis_terms(maps, source, target, label),
+            **self._tumor_terms(maps, source, target, label),
+            **self._segmentation_terms(maps, label),
+        }
+        values = {term: terms[term]() for term in self.weights if term in terms}
+        return {**values, "loss": sum(self.weights[term] * value for term, value in values.items())}
+
+    def _synthesis_terms(self, maps, source, target, label) -> dict[str, Callable[[], torch.Tensor]]:
+        """Eqs. 1 and 5."""
+        return {
+            "global_l1": lambda: F.l1_loss(maps["synthetic"], target),
+            "global_adversarial": lambda: fool(discriminate(self.discriminators["global"], source, maps["synthetic"])),
+            "perceptibility": lambda: self.perceptibility(maps["synthetic"], label),
+        }
+
+    def _tumor_terms(self, maps, source, target, label) -> dict[str, Callable[[], torch.Tensor]]:
+        """Eq. 4; none when no sample holds a tumor."""
+        crop = TumorCrop(label, self.tumor_margin)
+        if crop.empty:
+            return {}
+        return {
+            "tumor_l1": lambda: F.l1_loss(crop(maps["synthetic"]), crop(target)),
+            "tumor_adversarial": lambda: fool(
+                discriminate(self.discriminators["tumor"], crop(source), crop(maps["synthetic"]))
+            ),
+        }
+
+    def _segmentation_terms(self, maps, label) -> dict[str, Callable[[], torch.Tensor]]:
+        """L_c and Eq. 9."""
+        return {
+            "coarse": lambda: dice_loss(maps["coarse"], label),
+            "fine": lambda: dice_loss(maps["fine"], label),
+            "error": lambda: dice_loss(maps["error"], coarse_mistakes(maps["coarse"], label)),
+            "consistency": lambda: self.consistency(maps["fine"], maps["refined"]),
+        }
+
+
+class DiscriminatorLoss(nn.Module):
+    """The discriminators' objective, L_Dg + L_Dt (Eqs. 3 and 11).
+
+    A discriminator whose adversarial term has weight zero is not trained. Real and synthetic pass in one forward.
+
+    Shapes:
+        synthetic, target, label: (B, 1, X, Y, Z); source: (B, C, X, Y, Z).
+        returns: ``global_discriminator`` and ``tumor_discriminator``, as far as they apply; scalars.
+    """
+
+    def __init__(self, discriminators: nn.ModuleDict, loss_weights: dict[str, float], tumor_margin: int = 0) -> None:
+        super().__init__()
+        check_terms(loss_weights)
+        self.discriminators = discriminators
+        self.names = [name for name in discriminators if loss_weights.get(f"{name}_adversarial", 0)]
+        self.tumor_margin = tumor_margin
+
+    def forward(
+        self, synthetic: torch.Tensor, source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        losses = {}
+        if "global" in self.names:
+            losses["global_discriminator"] = self._loss("global", synthetic, source, target)
+        crop = TumorCrop(label, self.tumor_margin)
+        if "tumor" in self.names and not crop.empty:
+            losses["tumor_discriminator"] = self._loss("tumor", crop(synthetic), crop(source), crop(target))
+        return losses
+
+    def _loss(self, name: str, synthetic: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        both, candidates = torch.cat([source, source]), torch.cat([target, synthetic])
+        real_scores, fake_scores = discriminate(self.discriminators[name], both, candidates).chunk(2)
+        return tell_apart(real_scores, fake_scores)

@@ -1,0 +1,178 @@
+"""The 2.5D U-Net and its dual-branch variant (Fig. 3): planar convolutions at the two finest levels, 3D below."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+PLANAR_LEVELS = 2
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+class ConvBlock(nn.Sequential):
+    """Twice (convolution 3, batch norm, PReLU), with dropout in between; planar blocks do not mix slices."""
+
+    def __init__(self, in_channels: int, out_channels: int, planar: bool, dropout: float = 0.0) -> None:
+        super().__init__(
+            *self._convolve(in_channels, out_channels, planar),
+            nn.Dropout(dropout) if dropout else nn.Identity(),
+            *self._convolve(out_channels, out_channels, planar),
+        )
+
+    @staticmethod
+    def _convolve(in_channels: int, out_channels: int, planar: bool) -> list[nn.Module]:
+        kernel, padding = ((3, 3, 1), (1, 1, 0)) if planar else (3, 1)
+        convolution = nn.Conv3d(in_channels, out_channels, kernel, padding=padding)
+        return [convolution, nn.BatchNorm3d(out_channels), nn.PReLU()]
+
+
+class UpBlock(nn.Module):
+    """Upsamples by two (in plane only where planar), concatenates the skip, convolves."""
+
+    def __init__(self, in_channels: int, skip_channels: int, planar: bool, upsampling: str) -> None:
+        super().__init__()
+        scale = (2, 2, 1) if planar else (2, 2, 2)
+        if upsampling == "transposed":
+            self.up = nn.ConvTranspose3d(in_channels, skip_channels, scale, stride=scale)
+        elif upsampling == "interpolation":
+            interpolation = nn.Upsample(scale_factor=scale, mode="trilinear", align_corners=False)
+            self.up = nn.Sequential(nn.Conv3d(in_channels, skip_channels, 1), interpolation)
+        else:
+            raise ValueError(f"unknown upsampling {upsampling!r}; known: 'interpolation', 'transposed'")
+        self.convolve = ConvBlock(2 * skip_channels, skip_channels, planar)
+
+    def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.convolve(torch.cat([skip, self.up(features)], dim=1))
+
+
+class Encoder25D(nn.Module):
+    """Contracting path.
+
+    Shapes:
+        image: (B, in_channels, X, Y, Z) with X, Y, Z multiples of ``stride``.
+        returns: one feature map per level, finest first; level l has ``widths[l]`` channels.
+    """
+
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5)
+    ) -> None:
+        super().__init__()
+        if len(dropout) != len(widths):
+            raise ValueError(f"dropout has {len(dropout)} values for {len(widths)} widths; give one per level")
+        channels = [in_channels, *widths]
+        self.levels = nn.ModuleList(
+            ConvBlock(channels[level], channels[level + 1], level < PLANAR_LEVELS, dropout[level])
+            for level in range(len(widths))
+        )
+        pools = [nn.MaxPool3d((2, 2, 1) if level < PLANAR_LEVELS else 2) for level in range(len(widths) - 1)]
+        self.pools = nn.ModuleList([nn.Identity(), *pools])
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        features: list[torch.Tensor] = []
+        for pool, level in zip(self.pools, self.levels):  # noqa: B905 (TorchScript knows no `strict`)
+            image = level(pool(image))
+            features.append(image)
+        return features
+
+
+class Decoder25D(nn.Module):
+    """Expanding path and head; it receives the encoder's features and does not keep the encoder.
+
+    Shapes:
+        features: as returned by ``Encoder25D``.
+        returns: (B, out_channels, X, Y, Z) float32, in [0, 1] (``sigmoid``) or [-1, 1] (``tanh``).
+    """
+
+    def __init__(
+        self, out_channels: int, widths: Sequence[int], activation: str, upsampling: str = "interpolation"
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; known: {sorted(ACTIVATIONS)}")
+        self.levels = nn.ModuleList(
+            UpBlock(widths[level + 1], widths[level], level < PLANAR_LEVELS, upsampling)
+            for level in reversed(range(len(widths) - 1))
+        )
+        self.head = nn.Conv3d(widths[0], out_channels, 1)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        decoded = features[-1]
+        for index, level in enumerate(self.levels):
+            decoded = level(decoded, features[-2 - index])
+        return self.activation(self.head(decoded).float())
+
+
+class DualBranchUNet25D(nn.Module):
+    """One encoder, one named decoder per task: 2.5D DB-Net (Fig. 3), the generator G and the segmentor S.
+
+    Any spatial size works: the image is padded at its far ends (edge values repeated) to what the pooling needs,
+    and the maps are cropped back.
+
+    Args:
+        in_channels: channels of the image.
+        widths: channels per level, finest first.
+        decoders: name -> activation (``tanh`` for an image, ``sigmoid`` for a segmentation); one channel each.
+        dropout: probability per encoder level.
+        upsampling: ``interpolation`` (1x1 convolution, trilinear) or ``transposed`` convolution.
+
+    Shapes:
+        image: (B, in_channels, X, Y, Z).
+        returns: name -> (B, 1, X, Y, Z), for ``branches`` or, by default, for all.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        decoders: dict[str, str],
+        dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
+        upsampling: str = "interpolation",
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder25D(in_channels, widths, dropout)
+        self.decoders = nn.ModuleDict(
+            {name: Decoder25D(1, widths, activation, upsampling) for name, activation in decoders.items()}
+        )
+        planar_stride, stride = 2 ** (len(widths) - 1), 2 ** max(len(widths) - 1 - PLANAR_LEVELS, 0)
+        self.stride = (planar_stride, planar_stride, stride)
+
+    def forward(self, image: torch.Tensor, branches: list[str] | None = None) -> dict[str, torch.Tensor]:
+        return self.decode(image, branches)
+
+    def decode(self, image: torch.Tensor, branches: list[str] | None = None) -> dict[str, torch.Tensor]:
+        """What ``forward`` returns; named so that a subclass may return something else."""
+        x, y, z = image.shape[2], image.shape[3], image.shape[4]
+        sx, sy, sz = self.stride
+        features = self.encoder(F.pad(image, [0, -z % sz, 0, -y % sy, 0, -x % sx], mode="replicate"))
+        maps: dict[str, torch.Tensor] = {}
+        for name, decoder in self.decoders.items():
+            if branches is None or name in branches:
+                maps[name] = decoder(features)[:, :, :x, :y, :z]
+        return maps
+
+
+class UNet25D(DualBranchUNet25D):
+    """The 2.5D U-Net: one branch, ``fine``. The perceptor S_p, direct segmentation and baselines.
+
+    Shapes:
+        image: (B, in_channels, X, Y, Z).
+        returns: (B, 1, X, Y, Z) foreground probability.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
+        upsampling: str = "interpolation",
+    ) -> None:
+        super().__init__(in_channels, widths, {"fine": "sigmoid"}, dropout, upsampling)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.decode(image)["fine"]
+
+    def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every map by name, as ``TissNet.cascade`` gives them: here only ``fine``."""
+        return self.decode(image)
