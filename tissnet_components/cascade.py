@@ -1,6 +1,5 @@
 """The cascade: generator, then segmentor (Fig. 2d), and loading what was trained."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,8 @@ class TissNet(nn.Module):
         generator: maps the source to ``synthetic`` and ``coarse``.
         segmentor: maps the concatenated ``segmentor_inputs`` to ``fine`` and ``error``.
         segmentor_inputs: what the segmentor sees, among ``source``, ``synthetic`` and ``coarse`` (Tables 2 and 6).
+        detach_coarse: ``refined`` takes ``coarse`` as given (docs/design.md tells why); the segmentor's losses then
+            reach the generator through what the segmentor sees alone.
 
     Shapes:
         image: (B, C, X, Y, Z), the source modalities in [-1, 1]; any spatial size.
@@ -37,7 +38,11 @@ class TissNet(nn.Module):
     """
 
     def __init__(
-        self, generator: nn.Module, segmentor: nn.Module, segmentor_inputs: Sequence[str] = SEGMENTOR_INPUTS
+        self,
+        generator: nn.Module,
+        segmentor: nn.Module,
+        segmentor_inputs: Sequence[str] = SEGMENTOR_INPUTS,
+        detach_coarse: bool = True,
     ) -> None:
         super().__init__()
         unknown = set(segmentor_inputs) - set(SEGMENTOR_INPUTS)
@@ -46,6 +51,7 @@ class TissNet(nn.Module):
         self.generator = generator
         self.segmentor = segmentor
         self.segmentor_inputs = list(segmentor_inputs)
+        self.detach_coarse = detach_coarse
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.segment(image, self.generator(image), ["fine"])["fine"]
@@ -55,7 +61,8 @@ class TissNet(nn.Module):
         maps = self.generator(image)
         maps.update(self.segment(image, maps))
         if "error" in maps:
-            maps["refined"] = refine_with_error(maps["coarse"], maps["error"])
+            coarse = maps["coarse"].detach() if self.detach_coarse else maps["coarse"]
+            maps["refined"] = refine_with_error(coarse, maps["error"])
         return maps
 
     def segment(
@@ -102,12 +109,12 @@ def load_weights(network: nn.Module, path: str, missing: str = "train the networ
         raise FileNotFoundError(f"no weights at {path}: {missing}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # foreign bytes make torch's restricted unpickler raise almost anything
         raise ValueError(f"{path} is not a file of PyTorch weights ({type(error).__name__}): copy it again") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict; save network.state_dict()")
     check_weights_fit(network, state, path)
-    network.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    )
+    network.load_state_dict(state)
     return network
 
 
@@ -119,8 +126,8 @@ def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: 
         if expected.get(name) != found.get(name):
             raise ValueError(
                 f"{path} does not fit the configured network: {name} is {found.get(name, 'absent')} in the file and "
-                f"{expected.get(name, 'absent')} in the network; use the `widths` (or configs/wide.json) and the "
-                f"`source_channels` it was trained with"
+                f"{expected.get(name, 'absent')} in the network; use the `widths` (or configs/wide.json), "
+                f"`source_channels` and `upsampling` it was trained with"
             )
 
 

@@ -1,6 +1,7 @@
 """One clear sentence instead of a traceback, for mistakes that a user can mend."""
 
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,22 @@ def mendable_cause(error: BaseException) -> BaseException | None:
 
 def _raised_here(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, MENDABLE) and bool(frames) and PACKAGE in Path(frames[-1].filename).parents
+    if not isinstance(error, MENDABLE) or not frames:
+        return False
+    return PACKAGE in Path(frames[-1].filename).parents and frames[-1].line.startswith("raise ")
+
+
+def ensure_writable(folder: str) -> None:
+    """Make a folder if needed and try to write into it, before hours are spent on what should go there.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
 
 
 def explain_errors() -> None:
@@ -31,7 +47,9 @@ def explain_errors() -> None:
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     cause = mendable_cause(error)
-    if cause is None:
+    if kind is KeyboardInterrupt:
+        print("stopped; the same command starts again, a training after its last finished epoch", file=sys.stderr)
+    elif cause is None:
         sys.__excepthook__(kind, error, trace)
     else:
         print(f"error: {cause}", file=sys.stderr)

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 def losses_of(output: list[dict[str, Any]]) -> dict[str, float]:
     """Every loss term of an iteration: the scalars of its (decollated) output."""
-    scalars = {name: value for name, value in output[0].items() if torch.as_tensor(value).ndim == 0}
-    return {name: float(value) for name, value in scalars.items()}
+    values = {name: value for name, value in output[0].items() if not isinstance(value, dict)}
+    return {name: float(value) for name, value in values.items() if torch.as_tensor(value).ndim == 0}
 
 
 class LossProgressBar(ProgressBar):
@@ -87,7 +87,8 @@ class TrainingCheckpoint:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         check_weights_fit(self.network, checkpoint["network"], str(path))
         for key, value in self.objects.items():
-            value.load_state_dict(checkpoint[key])
+            if checkpoint[key]:  # a scaler that was off has no state, and one that is on refuses that
+                value.load_state_dict(checkpoint[key])
         for key, value in checkpoint["best"].items():
             setattr(self.evaluator.state, key, value)
         torch.set_rng_state(checkpoint["rng"])
@@ -95,7 +96,8 @@ class TrainingCheckpoint:
         engine.state.iteration = checkpoint["epoch"] * (engine.state.epoch_length or 0)
         if engine.state.epoch >= engine.state.max_epochs:
             self._refuse_to_start_over(engine, path)
-        logger.info(f"resuming after epoch {engine.state.epoch} from {path}")
+        else:
+            logger.info(f"resuming after epoch {engine.state.epoch} from {path}")
 
     @staticmethod
     def _refuse_to_start_over(engine: Trainer, path: Path) -> None:

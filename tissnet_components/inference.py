@@ -1,6 +1,7 @@
 """Running a cascade over whole volumes, and writing what it found."""
 
 import os
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.config import DtypeLike, KeysCollection
 from monai.data import NibabelWriter
 from monai.inferers import Inferer
 from monai.transforms import MapTransform, SaveImaged
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from tissnet_components.datasets.brats import find_cases
-from tissnet_components.datasets.cases import BadCase, load_datalist, usable_cases
+from tissnet_components.datasets.cases import load_datalist, usable_cases
 from tissnet_components.report.figures import overview
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,22 +59,29 @@ class CheckedCases:
 
     Args:
         cases: datalist entries.
-        keys: keep only these keys, and ``case``; inference needs ``image`` alone.
+        keys: what a case needs, and all that is kept of it besides ``case``; inference needs ``image`` alone.
 
     Raises:
         ValueError: none can be run.
     """
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
-        kept = [{key: case[key] for key in ("case", *keys) if key in case} for case in cases]
+        missing = {case["case"]: [key for key in keys if key not in case] for case in cases}
+        kept = [{key: case[key] for key in ("case", *keys)} for case in cases if not missing[case["case"]]]
         self.good, self.failed = usable_cases(kept)
+        self.failed |= {
+            case: f"the datalist names no {' and no '.join(absent)} for it; add the file or leave the case out"
+            for case, absent in missing.items()
+            if absent
+        }
         if not self.good:
-            reasons = "; ".join(self.failed.values())
-            raise ValueError(f"none of the {len(kept)} cases can be run: {reasons}")
+            raise ValueError(f"none of the {len(cases)} cases can be run: {'; '.join(self.failed.values())}")
 
 
 def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, section: str) -> list[dict[str, Any]]:
     """The cases to run: a section of the datalist where there is one, else every scan in the folder.
+
+    Nothing is opened. A file that a case of the folder lacks is listed under the name it should have.
 
     Args:
         dataset_dir: a folder of scans, one file per modality, named as in BraTS; used when there is no datalist.
@@ -85,35 +90,30 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
         section: training, validation or test.
 
     Raises:
-        ValueError: nothing found, or (BadCase) a case of the folder without one of the modalities.
+        ValueError: nothing found, or a bad datalist.
     """
     if os.path.isfile(datalist):
         return load_datalist(datalist, section)
     found = find_cases(dataset_dir)
     if not found:
         raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
-    missing = [f"{case} has no {name}" for case, files in found.items() for name in modalities if name not in files]
-    if missing:
-        raise BadCase(f"{dataset_dir}: {'; '.join(missing)}; add the files or move these cases elsewhere")
-    return [{"case": case, "image": [str(files[name]) for name in modalities]} for case, files in found.items()]
+    return [
+        {"case": case, "image": [str(files.get(name, _expected(case, files, name))) for name in modalities]}
+        for case, files in found.items()
+    ]
 
 
-class ReportFailedCases:
-    """At the end of a run, lists the cases that could not be run and exits with status 1."""
+def _expected(case: str, files: Mapping[str, Path], modality: str) -> Path:
+    return next(iter(files.values())).with_name(f"{case}_{modality}.nii.gz")
 
-    def __init__(self, failed: Mapping[str, str]) -> None:
-        self.failed = failed
 
-    def attach(self, engine: Engine) -> None:
-        if self.failed:
-            engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        table = Table("case", "reason", title=f"{len(self.failed)} cases were not run")
-        for case, reason in self.failed.items():
-            table.add_row(case, reason)
-        Console(stderr=True).print(table)
-        raise SystemExit(1)
+def report_failed(cases: Mapping[str, str]) -> None:
+    """After a run, list the cases that could not be run (name -> reason), if any, and exit with status 1."""
+    if not cases:
+        return
+    reasons = [f"{case}: {reason}" for case, reason in cases.items()]
+    print(f"{len(cases)} not run:", *reasons, sep="\n  ", file=sys.stderr)
+    raise SystemExit(1)
 
 
 class WholeFileWriter(NibabelWriter):

@@ -56,12 +56,17 @@ def coarse_mistakes(coarse: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def dice_loss(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Soft Dice loss, epsilon 1e-5, mean over samples (Section 3.1).
+    """L_Dice: soft Dice loss, epsilon 1e-5, mean of foreground and background, each over the whole batch.
+
+    As in the group's own toolkit, PyMIC. The foreground alone, sample by sample, would be 1 with next to no gradient on
+    every patch without tumor, and nothing would hold back false positives there.
 
     Shapes:
         probability, label: (B, 1, X, Y, Z).
+        returns: scalar.
     """
-    return DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5)(probability, label)
+    both_classes = (torch.cat([1 - foreground, foreground], dim=1) for foreground in (probability, label))
+    return DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)(*both_classes)
 
 
 def fool(scores: torch.Tensor) -> torch.Tensor:
@@ -149,7 +154,7 @@ class TissNetLoss(nn.Module):
         returns: each active term unweighted, and ``loss``, their weighted sum; scalars.
 
     Raises:
-        ValueError: on an unknown term, or a term whose perceptor or discriminator is missing.
+        ValueError: on an unknown term, a term whose perceptor or discriminator is missing, or no term at all.
     """
 
     def __init__(
@@ -162,11 +167,11 @@ class TissNetLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_terms(loss_weights)
-        self.weights = {
-            term: weight * (segmentor_weight if term in SEGMENTOR_TERMS else 1.0)
-            for term, weight in loss_weights.items()
-            if weight * (segmentor_weight if term in SEGMENTOR_TERMS else 1.0) != 0
-        }
+        scales = dict.fromkeys(SEGMENTOR_TERMS, segmentor_weight)
+        weights = {term: weight * scales.get(term, 1.0) for term, weight in loss_weights.items()}
+        self.weights = {term: weight for term, weight in weights.items() if weight}
+        if not self.weights:
+            raise ValueError(f"every loss term has weight 0; give one of {sorted(TERMS)} another")
         if "perceptibility" in self.weights and perceptor is None:
             raise ValueError("the term perceptibility needs a perceptor; give one or set its weight to 0")
         for name in ("global", "tumor"):
@@ -186,7 +191,8 @@ class TissNetLoss(nn.Module):
             **self._segmentation_terms(maps, label),
         }
         values = {term: terms[term]() for term in self.weights if term in terms}
-        return {**values, "loss": sum(self.weights[term] * value for term, value in values.items())}
+        nothing = source.new_zeros((), requires_grad=True)  # tumor-aware terms alone, on patches without tumor
+        return {**values, "loss": sum((self.weights[term] * value for term, value in values.items()), nothing)}
 
     def _synthesis_terms(self, maps, source, target, label) -> dict[str, Callable[[], torch.Tensor]]:
         """Eqs. 1 and 5."""
@@ -221,7 +227,9 @@ class TissNetLoss(nn.Module):
 class DiscriminatorLoss(nn.Module):
     """The discriminators' objective, L_Dg + L_Dt (Eqs. 3 and 11).
 
-    A discriminator whose adversarial term has weight zero is not trained. Real and synthetic pass in one forward.
+    A discriminator whose adversarial term has weight zero is not trained. Real and synthetic images pass one after
+    the other, as in pix2pix: sharing the statistics of a batch norm, they would be told apart by a discriminator that
+    cannot do so in the generator's step, where it sees synthetic images alone.
 
     Shapes:
         synthetic, target, label: (B, 1, X, Y, Z); source: (B, C, X, Y, Z).
@@ -247,6 +255,5 @@ class DiscriminatorLoss(nn.Module):
         return losses
 
     def _loss(self, name: str, synthetic: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        both, candidates = torch.cat([source, source]), torch.cat([target, synthetic])
-        real_scores, fake_scores = discriminate(self.discriminators[name], both, candidates).chunk(2)
-        return tell_apart(real_scores, fake_scores)
+        discriminator = self.discriminators[name]
+        return tell_apart(discriminate(discriminator, source, target), discriminate(discriminator, source, synthetic))

@@ -16,7 +16,7 @@ class PatchGAN(nn.Sequential):
         channels: of the first layer; doubled at each of the next three.
 
     Shapes:
-        image: (B, in_channels, X, Y, Z), at least 32 x 32 x 6.
+        image: (B, in_channels, X, Y, Z), at least 24 x 24 x 6.
         returns: (B, 1, X', Y', Z') real-or-fake scores, no activation.
     """
 

@@ -1,6 +1,7 @@
 """Segment one patient with a bundle, for people who know no MONAI."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from monai.bundle import ConfigParser
@@ -16,6 +17,9 @@ def segment(
     case: str | None = None,
     precision: str | None = None,
     device: str | None = None,
+    weights: str | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    widths: Sequence[int] | None = None,
 ) -> None:
     """Segment one patient: give the scans you have, get the tumor mask and the missing contrast.
 
@@ -38,6 +42,9 @@ def segment(
         case: name of the patient in the results; by default the first scan's file name.
         precision: float32, bfloat16 or float16; by default the bundle's.
         device: cpu, cuda or cuda:1; by default a GPU where there is one.
+        weights: file of trained weights; by default the bundle's models/model.pt.
+        spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default the bundle's.
+        widths: channels per level of these weights, such as [32,64,128,256,512]; by default the bundle's.
 
     Raises:
         ValueError: a scan that the bundle needs is missing, or cannot be used.
@@ -46,17 +53,22 @@ def segment(
     parser = _read_bundle(bundle)
     given = {name: file for name, file in {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}.items() if file}
     files = _choose(given, parser.get_parsed_content("source_modalities"), bundle)
-    name = case or Path(files[0]).name.split(".nii")[0]
-    parser["cases"] = [{"case": name, "image": files}]
-    parser["output_dir"] = out
-    if precision:
-        parser["precision"] = precision
-    if device:
-        parser["device"] = f"$torch.device('{device}')"
+    name = str(case or Path(files[0]).name.split(".nii")[0])  # Fire hands a patient called 7 over as a number
+    settings = {
+        "cases": [{"case": name, "image": files}],
+        "output_dir": str(out),
+        "precision": precision,
+        "device": device and f"$torch.device('{device}')",
+        "ckpt_path": weights,
+        "spacing_mm": spacing_mm and list(spacing_mm),
+        "widths": widths and list(widths),
+    }
+    parser.update({key: value for key, value in settings.items() if value})
     parser.parse(True)
     logging.getLogger("ignite").setLevel(logging.WARNING)
-    parser.get_parsed_content("inferring")
-    print(f"results in {Path(out) / name}")
+    for entry in ("initialize", "inferring"):
+        parser.get_parsed_content(entry)
+    print(f"results in {Path(str(out)) / name}")
 
 
 def _read_bundle(bundle: str) -> ConfigParser:

@@ -27,7 +27,8 @@ class AdversarialUpdate:
         discriminators, discriminator_loss, discriminator_optimizer: Eq. 11; all or none.
         scaler, discriminator_scaler: gradient scalers, needed by float16 alone.
 
-    The output, one dict per iteration: ``image``, ``label``, ``target``, every map, every loss term and ``loss``.
+    The output, one dict per iteration: ``image``, ``label``, ``target``, every loss term, ``loss``, and every map in
+    ``pred``, since a map and its loss term share their name.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class AdversarialUpdate:
         if self.discriminators is not None:
             losses.update(self.update_discriminators(maps["synthetic"].detach(), source, target, label))
         losses.update(self.update_network(maps, source, target, label))
-        engine.state.output = {"image": source, "target": target, "label": label, **maps, **losses}
+        engine.state.output = {"image": source, "target": target, "label": label, "pred": maps, **losses}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
@@ -97,8 +98,8 @@ def step(loss: torch.Tensor, optimizer: Optimizer, scaler: torch.amp.GradScaler)
     """
     if not torch.isfinite(loss):
         raise FloatingPointError(
-            f"the loss became {loss.item()}; resume from the last checkpoint with a smaller learning rate or "
-            f"--precision float32"
+            f"the loss became {loss.item()}; resume with --precision float32, or start over with "
+            f"a smaller --learning_rate"
         )
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
@@ -123,9 +124,9 @@ def constant_then_linear(optimizer: Optimizer, epochs: int, constant_epochs: int
     """The initial learning rate for ``constant_epochs``, then linearly to 0 at ``epochs`` (Section 4.1).
 
     Raises:
-        ValueError: ``constant_epochs`` exceeds ``epochs``.
+        ValueError: ``constant_epochs`` is negative or exceeds ``epochs``.
     """
-    if constant_epochs > epochs:
-        raise ValueError(f"constant_epochs {constant_epochs} exceeds epochs {epochs}; lower it")
+    if not 0 <= constant_epochs <= epochs:
+        raise ValueError(f"constant_epochs is {constant_epochs}; give a number from 0 to epochs, {epochs}")
     decay_epochs = max(epochs - constant_epochs, 1)
     return LambdaLR(optimizer, lambda epoch: min(1.0, max(0.0, (epochs - epoch) / decay_epochs)))

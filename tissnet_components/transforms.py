@@ -38,6 +38,9 @@ class LoadCased(MapTransform):
         self.label_keys = (label_keys,) if isinstance(label_keys, str) else tuple(label_keys)
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        absent = sorted(set(self.keys) - set(data))
+        if absent and not self.allow_missing_keys:
+            raise BadCase(f"case {data.get('case', '?')} has no {', '.join(absent)}; add it to the datalist")
         loaded, grids = dict(data), {}
         for key in self.key_iterator(loaded):
             files = [data[key]] if isinstance(data[key], str | PathLike) else list(data[key])

@@ -28,8 +28,8 @@ TISSUES = {
     "csf": Tissue(1.00, 4300, 2000),
     "blood": Tissue(0.85, 1932, 275),
     "dura": Tissue(0.60, 1000, 20),
-    "oedema": Tissue(0.86, 1900, 190),
-    "tumor": Tissue(0.85, 1950, 140),
+    "oedema": Tissue(0.87, 1950, 240),
+    "tumor": Tissue(0.85, 1850, 140),
     "fluid": Tissue(0.94, 2600, 320),
 }
 """Tissues at 3 T.
@@ -37,8 +37,9 @@ TISSUES = {
 T1 and T2 of white matter, grey matter, blood: Stanisz et al. 2005, doi 10.1002/mrm.20605. Of CSF: Rooney et al. 2007,
 doi 10.1002/mrm.21122 (T1); Spijkerman et al. 2018, doi 10.1007/s10334-017-0659-3 (T2). Densities: Tofts, Quantitative
 MRI of the Brain, 2003. Solid tumor, white matter full of oedema, and the fluid of a necrosis or cyst differ so much
-between patients that no one number is right: theirs are round values of the size that relaxometry of gliomas finds (Oh
-et al. 2005, doi 10.1002/jmri.20335; Badve et al. 2017, doi 10.3174/ajnr.A5035). Dura: round values, dark in T2.
+between patients that no one number is right: theirs are round values of the size that relaxometry of gliomas finds
+(Oh et al. 2005, doi 10.1002/jmri.20335; Badve et al. 2017, doi 10.3174/ajnr.A5035), chosen so that the contrasts come
+close to those of real patients. Dura: round values, dark in T2.
 """
 
 GADOLINIUM_R1 = 4.0

@@ -235,7 +235,7 @@ def compose(
     """What every voxel is made of; blood comes last."""
     field = partial(grid.smooth_field, rng)
     lesions = white_matter_lesions(rng, grid, anatomy)
-    water = glioma.oedema * np.clip(0.65 + 0.22 * field(14) + 0.13 * field(6), 0.15, 1)
+    water = glioma.oedema * np.clip(0.72 + 0.22 * field(14) + 0.13 * field(6), 0.15, 1)
     solid = blend(tissues["tumor"], tissues["oedema"], np.clip(0.1 + 0.3 * field(6) + 0.3 * field(13), -0.5, 1))
     fluid = blend(tissues["fluid"], tissues["csf"], rng.uniform(0.1, 0.7))
     uptake = rng.uniform(0.04, 0.16) * np.exp(0.5 * field(8))
@@ -276,7 +276,7 @@ def flair(rng: np.random.Generator, csf: Tissue) -> Sequence:
     """Inversion recovery at the inversion time that nulls this patient's CSF, missed by about two percent."""
     tr_ms = rng.uniform(8000, 10000)
     ti_ms = nulling_inversion_time(csf.t1_ms, tr_ms) * rng.normal(1, 0.02)
-    return partial(inversion_recovery, tr_ms=tr_ms, te_ms=rng.uniform(95, 135), ti_ms=ti_ms)
+    return partial(inversion_recovery, tr_ms=tr_ms, te_ms=rng.uniform(100, 145), ti_ms=ti_ms)
 
 
 def measure(compartments: list[Compartment], sequence: Sequence, flow_void: float) -> np.ndarray:

@@ -54,7 +54,8 @@ def overview_figure(
     Args:
         maps: name -> (X, Y, Z) or (C, X, Y, Z), drawn in this order, images before maps. Names: source
             (one panel per channel), synthetic, target, coarse, fine, error, disagreement, label, mask.
-            None is required. Images are grey, over their range in the slice; probabilities coloured, over 0 to 1.
+            None is required. Images are grey, over their range in the slice (the synthetic one over the
+            real target's); probabilities coloured, over 0 to 1.
         slice_index: slice from inferior to superior; by default the one with the largest tumour
             (by label, else by fine), or the middle one without a tumour.
         affine: (4, 4) voxel to RAS millimetres; without it arrays are taken to be LPS with cubic voxels.
@@ -171,7 +172,8 @@ def _panel_title(name: str, channel: int, source_names: Sequence[str]) -> str:
 
 def _panel(axes: Axes, slices: dict[str, np.ndarray], name: str, channel: int, aspect: float) -> None:
     if name in IMAGES:
-        axes.imshow(slices[name][channel], cmap="gray", aspect=aspect)
+        low, high = _grey_range(slices, name, channel)
+        axes.imshow(slices[name][channel], cmap="gray", vmin=low, vmax=high, aspect=aspect)
         if name != "source" or not {"synthetic", "target"} & set(slices):
             _contours(axes, slices)
         return
@@ -182,6 +184,12 @@ def _panel(axes: Axes, slices: dict[str, np.ndarray], name: str, channel: int, a
         axes.contourf(values, levels=[0.5, np.inf], colors=[colour], alpha=0.75)
     else:
         axes.imshow(values, cmap=PROBABILITY_COLOURS, vmin=0, vmax=1, alpha=values**0.5, aspect=aspect)
+
+
+def _grey_range(slices: dict[str, np.ndarray], name: str, channel: int) -> tuple[float, float]:
+    """The real target's range for it and its synthetic version, so that they compare; any other image's own."""
+    image = slices["target"] if name == "synthetic" and "target" in slices else slices[name][channel]
+    return float(image.min()), float(image.max())
 
 
 def _backdrop(axes: Axes, slices: dict[str, np.ndarray], aspect: float) -> None:

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The whole system on a simulated cohort: data, perceptor, direct segmentation, TISS-Net, evaluation, one unseen case, report.
+# Usage: bash demo.sh PYTHON [FOLDER]. Takes about a quarter of an hour on two CPU cores; a second start resumes.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")" && pwd)
+python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+mkdir -p "${2:-demo}"
+demo=$(cd "${2:-demo}" && pwd)
+bundle="$root/bundles/tissnet_brats"
+log="$demo/log.txt"
+
+# bfloat16 pays where the processor has instructions for it
+precision=float32
+grep -qs avx512_bf16 /proc/cpuinfo && precision=bfloat16
+
+settings=(--dataset_dir "$demo/cohort" --ckpt_dir "$demo/models" --spacing_mm "[2.0,2.0,2.0]"
+    --patch_size "[64,64,16]" --precision "$precision")
+budget=(--learning_rate 0.0005 --discriminator_channels 16 --val_interval 10 --picture_interval 10
+    --output_dir "$demo/training" --epochs 50)
+
+say() { printf '\n[%s/7] %s (%d min %d s since the start)\n' "$1" "$2" $((SECONDS / 60)) $((SECONDS % 60)); }
+
+bundle_run() { # config files, then options; the whole output goes to the log, the progress bars to the screen
+    (cd "$bundle" && "$python" -W ignore -m monai.bundle run "$@") 2> >(tee -a "$log" >&2) >> "$log"
+}
+
+say 1 "simulating a cohort of 24 patients"
+[ -f "$demo/cohort/datalist.json" ] || "$python" -m tissnet_components phantom --task brats --out "$demo/cohort" --cases 24 --seed 1
+
+say 2 "training the perceptor: segmentation from the real FLAIR"
+bundle_run training --config_file "['configs/train.json','configs/direct_segmentation.json']" "${settings[@]}" "${budget[@]}"
+
+say 3 "training direct segmentation from T1, ceT1 and T2, to compare with"
+bundle_run training --config_file "['configs/train.json','configs/direct_segmentation.json']" "${settings[@]}" "${budget[@]}" --input_keys "['image']"
+
+say 4 "training TISS-Net"
+bundle_run training --config_file configs/train.json "${settings[@]}" "${budget[@]}"
+
+say 5 "evaluating on unseen patients"
+evaluate="'configs/train.json','configs/evaluate.json'"
+bundle_run evaluating --config_file "[$evaluate]" "${settings[@]}" --output_dir "$demo/results/TISS-Net"
+bundle_run evaluating --config_file "[$evaluate,'configs/direct_segmentation.json']" "${settings[@]}" --input_keys "['image']" --output_dir "$demo/results/direct segmentation"
+bundle_run evaluating --config_file "[$evaluate,'configs/direct_segmentation.json']" "${settings[@]}" --output_dir "$demo/results/real FLAIR"
+
+say 6 "segmenting one unseen patient from three files, no label given"
+"$python" -m tissnet_components phantom --task brats --out "$demo/unseen" --cases 3 --seed 2
+patient="$demo/unseen/Phantom_0001/Phantom_0001"
+"$python" -W ignore -m tissnet_components segment --bundle "$bundle" --weights "$demo/models/model.pt" --spacing_mm "[2.0,2.0,2.0]" \
+    --t1 "${patient}_t1.nii.gz" --t1ce "${patient}_t1ce.nii.gz" --t2 "${patient}_t2.nii.gz" --case unseen --out "$demo/segmented"
+
+say 7 "writing the report"
+cp "$demo/cohort/dataset_description.json" "$demo/results/"
+"$python" -m tissnet_components report --runs "$demo/results" --out "$demo/report.html" --title "TISS-Net demo (simulated patients)"
+printf '\nDone in %d min. Open %s, and %s in any NIfTI viewer.\n' $((SECONDS / 60)) "$demo/report.html" "$demo/segmented/unseen"

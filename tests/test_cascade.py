@@ -1,0 +1,197 @@
+import pytest
+import torch
+from torch import nn
+
+from tissnet_components.cascade import (
+    PerceivedCascade,
+    TissNet,
+    load_perceptor,
+    load_weights,
+    refine_with_error,
+)
+from tissnet_components.unet25d import UNet25D
+
+WIDTHS = [2, 4, 4, 4, 4]
+
+
+class Recorder(nn.Module):
+    """A segmentor that keeps what it was given."""
+
+    def forward(self, image, branches=None):
+        self.image, self.branches = image, branches
+        return dict.fromkeys(branches or ["fine", "error"], image[:, :1])
+
+
+class Constants(nn.Module):
+    """A generator: synthetic 0.25, coarse 0.75."""
+
+    def forward(self, image):
+        return {"synthetic": torch.full_like(image[:, :1], 0.25), "coarse": torch.full_like(image[:, :1], 0.75)}
+
+
+@pytest.mark.parametrize(
+    ("coarse", "error", "refined"),
+    [
+        pytest.param(0, 0, 0, id="00: rightly background"),
+        pytest.param(1, 0, 1, id="10: rightly tumor"),
+        pytest.param(0, 1, 1, id="01: missed tumor"),
+        pytest.param(1, 1, 0, id="11: false alarm"),
+        pytest.param(0.5, 1, 0.5, id="undecided stays undecided"),
+        pytest.param(1, 0.5, 0.5, id="a doubted voxel becomes undecided"),
+        pytest.param(0.8, 0.25, 0.65, id="0.2 * 0.25 + 0.8 * 0.75"),
+    ],
+)
+def test_a_certain_error_flips_the_coarse_label(coarse, error, refined):
+    found = refine_with_error(torch.full((1, 1, 2, 2, 2), float(coarse)), torch.full((1, 1, 2, 2, 2), float(error)))
+    assert found.flatten().tolist() == pytest.approx([refined] * 8)
+
+
+def test_refinement_passes_gradients_to_both():
+    coarse, error = torch.tensor(0.8, requires_grad=True), torch.tensor(0.25, requires_grad=True)
+    refine_with_error(coarse, error).backward()
+    assert coarse.grad == pytest.approx(1 - 2 * 0.25)
+    assert error.grad == pytest.approx(1 - 2 * 0.8)
+
+
+def test_the_segmentor_sees_source_synthetic_and_coarse():
+    segmentor = Recorder()
+    TissNet(Constants(), segmentor).cascade(torch.full((1, 2, 2, 2, 2), -1.0))
+    assert segmentor.image[0, :, 0, 0, 0].tolist() == [-1, -1, 0.25, 0.75]
+
+
+def test_the_segmentor_may_see_less():
+    segmentor = Recorder()
+    TissNet(Constants(), segmentor, ["coarse", "synthetic"]).cascade(torch.zeros(1, 2, 2, 2, 2))
+    assert segmentor.image[0, :, 0, 0, 0].tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize("inputs", [["target"], ["source", "fine"], []], ids=str)
+def test_unknown_segmentor_inputs_are_refused(inputs):
+    with pytest.raises(ValueError, match="choose among"):
+        TissNet(Constants(), Recorder(), inputs)
+
+
+def test_forward_computes_fine_alone(network, sample):
+    network.segmentor.decoders["error"].forward = pytest.fail
+    fine = network.eval()(sample.source)
+    assert fine.shape == sample.label.shape
+
+
+def test_the_cascade_gives_every_map_in_its_range(network, sample):
+    maps = network.eval().cascade(sample.source)
+    assert list(maps) == ["synthetic", "coarse", "fine", "error", "refined"]
+    assert all(value.shape == sample.label.shape and value.dtype == torch.float32 for value in maps.values())
+    assert torch.equal(maps["fine"], network(sample.source))
+    assert torch.equal(maps["refined"], refine_with_error(maps["coarse"], maps["error"]))
+    assert all(maps[name].min() >= 0 and maps[name].max() <= 1 for name in ("coarse", "fine", "error", "refined"))
+    assert maps["synthetic"].abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(16, 16, 155), (1, 1, 1), (33, 47, 9)], ids=str)
+def test_any_size_comes_back(network, size):
+    maps = network.eval().cascade(torch.randn(1, 3, *size))
+    assert {tuple(value.shape) for value in maps.values()} == {(1, 1, *size)}
+
+
+def test_torchscript_equals_eager(network):
+    image = torch.randn(1, 3, 33, 20, 7)
+    torch.testing.assert_close(torch.jit.script(network.eval())(image), network(image))
+
+
+def test_half_precision_and_channels_last_give_about_the_same_maps(network, sample):
+    expected = network.eval().cascade(sample.source)
+    network.to(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.cascade(sample.source.to(memory_format=torch.channels_last_3d))
+    assert all(value.dtype == torch.float32 for value in found.values())
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+
+
+def test_the_perceptor_sees_the_synthetic_image(network, perceptor, sample):
+    evaluated = PerceivedCascade(network, perceptor).eval()
+    maps = evaluated.cascade(sample.source)
+    assert torch.equal(maps["perceived"], perceptor(maps["synthetic"]))
+    assert torch.equal(evaluated(sample.source), maps["fine"])
+
+
+def test_without_a_perceptor_nothing_is_perceived(network, sample):
+    assert "perceived" not in PerceivedCascade(network).eval().cascade(sample.source)
+
+
+@pytest.fixture
+def weights(tmp_path, perceptor):
+    torch.save(perceptor.state_dict(), tmp_path / "perceptor.pt")
+    return tmp_path / "perceptor.pt"
+
+
+def test_weights_come_back(weights, perceptor):
+    loaded = load_weights(UNet25D(1, WIDTHS), str(weights))
+    torch.testing.assert_close(loaded.state_dict(), perceptor.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_stored_in_half_precision_come_back_in_single(tmp_path, perceptor):
+    torch.save(perceptor.half().state_dict(), tmp_path / "half.pt")
+    loaded = load_weights(UNet25D(1, WIDTHS), str(tmp_path / "half.pt"))
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
+    assert torch.equal(loaded.decoders["fine"].head.weight, perceptor.decoders["fine"].head.weight.float())
+
+
+def test_missing_weights_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*absent.pt: train the network first"):
+        load_weights(UNet25D(1, WIDTHS), str(tmp_path / "absent.pt"))
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.5, 0.99])
+def test_truncated_weights_are_refused(weights, fraction):
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(len(whole) * fraction)])
+    with pytest.raises(ValueError, match=r"perceptor.pt is not a file of PyTorch weights .*copy it again"):
+        load_weights(UNet25D(1, WIDTHS), str(weights))
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"<html>", b"(", b"\x80\x02.", b"\x1f\x8b\x08", b"\xe9"], ids=str)
+def test_files_of_another_kind_are_refused(weights, content):
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a file of PyTorch weights"):
+        load_weights(UNet25D(1, WIDTHS), str(weights))
+
+
+def test_weights_that_would_run_code_are_refused(weights, perceptor):
+    torch.save(perceptor, weights)
+    with pytest.raises(ValueError, match="is not a file of PyTorch weights"):
+        load_weights(UNet25D(1, WIDTHS), str(weights))
+
+
+def test_a_tensor_is_no_state_dict(weights):
+    torch.save(torch.zeros(3), weights)
+    with pytest.raises(ValueError, match=r"perceptor.pt holds a Tensor, not a state dict"):
+        load_weights(UNet25D(1, WIDTHS), str(weights))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        pytest.param(UNet25D(1, [4, 4, 4, 4, 4]), r"encoder.levels.0.0.weight is \(2, 1, .* and \(4, 1", id="widths"),
+        pytest.param(UNet25D(3, WIDTHS), r"is \(2, 1, 3, 3, 1\) in the file and \(2, 3, 3, 3, 1\)", id="channels"),
+        pytest.param(
+            UNet25D(1, [2, 4, 4], [0, 0, 0]), r"is \(4, 8, 3, 3, 3\) in the file and \(4, 8, 3, 3, 1\)", id="levels"
+        ),
+        pytest.param(
+            UNet25D(1, WIDTHS, upsampling="transposed"), "is absent in the file and", id="another kind of upsampling"
+        ),
+    ],
+)
+def test_weights_of_another_network_are_refused(weights, network, message):
+    with pytest.raises(ValueError, match=message):
+        load_weights(network, str(weights))
+
+
+def test_the_perceptor_is_frozen(weights):
+    perceptor = load_perceptor(UNet25D(1, WIDTHS), str(weights))
+    assert not perceptor.training
+    assert not any(parameter.requires_grad for parameter in perceptor.parameters())
+
+
+def test_a_missing_perceptor_prints_the_command_that_trains_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"monai.bundle run training .*direct_segmentation.json"):
+        load_perceptor(UNet25D(1, WIDTHS), str(tmp_path / "perceptor.pt"))

@@ -1,0 +1,85 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from tissnet_components.datasets.cases import check_same_grid, load_datalist
+from tissnet_components.errors import ensure_writable, explain_errors, mendable_cause
+
+
+def caught(action) -> BaseException:
+    with pytest.raises(BaseException) as error:
+        action()
+    return error.value
+
+
+def mistake():
+    load_datalist("nowhere.json", "training")
+
+
+def wrapped():
+    try:
+        try:
+            mistake()
+        except ValueError as error:
+            raise RuntimeError("Failed to instantiate") from error
+    except RuntimeError as error:
+        raise RuntimeError("Failed to evaluate") from error
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    explain_errors()
+    return lambda error: sys.excepthook(type(error), error, error.__traceback__)
+
+
+@pytest.mark.parametrize("action", [mistake, wrapped], ids=["raised directly", "wrapped twice by MONAI"])
+def test_a_mistake_ends_in_one_sentence(hook, capsys, action):
+    hook(caught(action))
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: datalist nowhere.json does not exist")
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "action",
+    [lambda: int("x"), lambda: {}["key"], lambda: Path("/nowhere").read_text()],
+    ids=["a ValueError of Python's own", "a KeyError", "a file that some other code wanted"],
+)
+def test_anything_else_keeps_its_traceback(hook, capsys, action):
+    error = caught(action)
+    assert mendable_cause(error) is None
+    hook(error)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_in_this_package_keeps_its_traceback():
+    error = caught(lambda: check_same_grid({"file": (1, 2, 3)}))
+    assert str(error).startswith("too many values to unpack")
+    assert mendable_cause(error) is None
+
+
+def test_ctrl_c_says_how_to_go_on(hook, capsys):
+    hook(KeyboardInterrupt())
+    shown = capsys.readouterr().err
+    assert "the same command" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path):
+    ensure_writable(str(tmp_path / "new" / "folder"))
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    error = caught(lambda: ensure_writable(str(tmp_path / "file" / "results")))
+    assert str(error) == f"cannot write to {tmp_path / 'file' / 'results'} (Not a directory); choose another folder"
+    assert mendable_cause(error) is error
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a file system that refuses even root")
+def test_a_read_only_folder_is_named():
+    with pytest.raises(ValueError, match="cannot write to /proc"):
+        ensure_writable("/proc")

@@ -1,0 +1,175 @@
+from types import SimpleNamespace
+
+import matplotlib.image
+import pytest
+import torch
+from ignite.engine import Engine, Events, State
+from monai.data import MetaTensor
+from monai.engines import Trainer
+from torch import nn
+
+from tissnet_components.handlers import LossProgressBar, TrainingCheckpoint, ValidationPictures, losses_of
+
+BATCHES = [torch.zeros(1)] * 3
+
+
+class Run:
+    """A training of three iterations an epoch that adds one to a weight each; ``dice`` is what validation finds."""
+
+    def __init__(self, folder, epochs, dice=(), interval=1, size=1, network=None):
+        self.network = network or nn.Linear(size, 1, bias=False)
+        nn.init.zeros_(self.network.weight)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: 1 / (1 + epoch))
+        self.evaluator = SimpleNamespace(state=State(best_metric=-1, best_metric_epoch=-1))
+        self.dice, self.draws = dict(enumerate(dice, 1)), []
+        state = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler, "discriminators": None}
+        checkpoint = TrainingCheckpoint(str(folder), "model", self.network, self.evaluator, state, interval)
+        self.trainer = Trainer("cpu", epochs, BATCHES, iteration_update=self.update, decollate=False)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
+        checkpoint.attach(self.trainer)
+
+    def update(self, engine, batch):
+        self.draws.append(torch.rand(1).item())
+        with torch.no_grad():
+            next(self.network.parameters()).add_(1)
+        self.optimizer.step()  # without gradients it does nothing, but PyTorch warns of a schedule without it
+        return {}
+
+    def validate(self, engine):
+        self.scheduler.step()
+        dice, state = self.dice.get(engine.state.epoch, -2), self.evaluator.state
+        if dice > state.best_metric:
+            state.best_metric, state.best_metric_epoch = dice, engine.state.epoch
+
+    def train(self):
+        self.trainer.run()
+        return self
+
+
+def weight(path) -> float:
+    return torch.load(path, weights_only=True)["weight"].item()
+
+
+def test_the_losses_of_an_iteration_are_its_scalars():
+    output = [{"image": torch.zeros(1, 2, 2, 2), "fine": torch.tensor(0.5), "loss": torch.tensor(2.0)}]
+    assert losses_of(output) == {"fine": 0.5, "loss": 2.0}
+
+
+def test_the_progress_bar_shows_every_loss_term(capsys):
+    engine = Engine(lambda engine, batch: [{"fine": torch.tensor(0.25), "loss": torch.tensor(2.5)}])
+    LossProgressBar(persist=True).attach(engine)
+    engine.run([0, 1])
+    shown = capsys.readouterr().err
+    assert "fine=0.25" in shown
+    assert "loss=2.5" in shown
+
+
+def test_the_best_network_is_the_one_of_the_highest_metric(tmp_path):
+    Run(tmp_path / "models", 3, dice=[0.5, 0.9, 0.7]).train()
+    assert weight(tmp_path / "models" / "model.pt") == 2 * len(BATCHES)
+
+
+def test_no_best_network_is_written_before_a_validation(tmp_path):
+    Run(tmp_path, 2).train()
+    assert [file.name for file in tmp_path.iterdir()] == ["model_last.pt"]
+
+
+def test_the_last_checkpoint_is_written_every_few_epochs_and_at_the_end(tmp_path):
+    run, seen = Run(tmp_path, 5, interval=2), []
+    look = lambda: seen.append(torch.load(tmp_path / "model_last.pt", weights_only=True)["epoch"])  # noqa: E731
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED(event_filter=lambda _, epoch: epoch > 1), look)
+    run.train()
+    assert seen == [2, 2, 4, 5]
+
+
+def test_a_second_start_goes_on_where_the_first_stopped(tmp_path):
+    stopped = Run(tmp_path, 5, dice=[0.5])
+    stopped.trainer.add_event_handler(Events.EPOCH_STARTED(once=3), lambda engine: engine.terminate())
+    stopped.train()
+    resumed = Run(tmp_path, 5)
+    assert resumed.network.weight.item() == 2 * len(BATCHES)
+    assert resumed.trainer.state.epoch == 2
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(1 / 3)
+    assert (resumed.evaluator.state.best_metric, resumed.evaluator.state.best_metric_epoch) == (0.5, 1)
+    resumed.train()
+    assert resumed.network.weight.item() == 5 * len(BATCHES)
+    assert resumed.trainer.state.iteration == 5 * len(BATCHES)
+
+
+def test_a_resumed_training_draws_the_numbers_of_an_uninterrupted_one(tmp_path):
+    torch.manual_seed(3)
+    whole = Run(tmp_path / "whole", 3).train()
+    torch.manual_seed(3)
+    Run(tmp_path / "parts", 2).train()
+    torch.manual_seed(99)
+    resumed = Run(tmp_path / "parts", 3).train()
+    assert resumed.draws == whole.draws[2 * len(BATCHES) :]
+
+
+def test_a_worse_network_after_resuming_does_not_replace_the_best(tmp_path):
+    Run(tmp_path, 2, dice=[0.5, 0.9]).train()
+    Run(tmp_path, 3, dice=[0, 0, 0.8]).train()
+    assert weight(tmp_path / "model.pt") == 2 * len(BATCHES)
+
+
+def test_a_finished_training_does_not_start_over(tmp_path, caplog):
+    Run(tmp_path, 2, dice=[0.5, 0.9]).train()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with caplog.at_level("INFO"):
+        again = Run(tmp_path, 2, dice=[1.0, 1.0]).train()
+    assert again.draws == []
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert "has finished its 2 epochs; raise --epochs" in caplog.text
+    assert "resuming" not in caplog.text
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_kept(tmp_path):
+    Run(tmp_path, 1).train()
+    before = (tmp_path / "model_last.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"model_last.pt does not fit the configured network.*widths"):
+        Run(tmp_path, 2, size=2)
+    assert (tmp_path / "model_last.pt").read_bytes() == before
+
+
+def test_mixed_precision_may_be_switched_on_when_resuming(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    evaluator = SimpleNamespace(state=State(best_metric=-1, best_metric_epoch=-1))
+    for enabled, epochs in ((False, 1), (True, 2)):
+        scaler = SimpleNamespace(
+            state_dict=lambda on=enabled: {"scale": 1.0} if on else {}, load_state_dict=pytest.fail
+        )
+        trainer = Trainer("cpu", epochs, BATCHES, iteration_update=lambda engine, batch: {}, decollate=False)
+        TrainingCheckpoint(str(tmp_path), "model", network, evaluator, {"scaler": scaler}).attach(trainer)
+        trainer.run()
+    assert torch.load(tmp_path / "model_last.pt", weights_only=True)["scaler"] == {"scale": 1.0}
+
+
+@pytest.fixture
+def evaluator() -> SimpleNamespace:
+    def volume(value: float, channels: int = 1) -> MetaTensor:
+        return MetaTensor(torch.full((channels, 16, 16, 4), value), affine=torch.eye(4))
+
+    batch = [{"case": "patient", "image": volume(0.5, 2), "target": volume(0.2), "label": volume(1.0)}]
+    output = [{name: volume(0.7) for name in ("synthetic", "coarse", "fine", "error", "mask")}]
+    return SimpleNamespace(state=State(epoch=1, iteration=1, batch=batch, output=output))
+
+
+def validate(pictures: ValidationPictures, evaluator: SimpleNamespace, epochs: list[int], cases: int = 2) -> None:
+    for evaluator.state.epoch in epochs:
+        for evaluator.state.iteration in range(1, cases + 1):
+            pictures(evaluator)
+
+
+def test_pictures_are_drawn_of_the_first_validation_and_then_every_few_epochs(tmp_path, evaluator):
+    validate(ValidationPictures(str(tmp_path), interval=10), evaluator, [5, 10, 15, 20, 25])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch_0005.png", "epoch_0015.png", "epoch_0025.png"]
+
+
+def test_a_picture_goes_to_tensorboard_too(tmp_path, evaluator):
+    images = []
+    writer = SimpleNamespace(add_image=lambda *arguments, **_: images.append(arguments))
+    validate(ValidationPictures(str(tmp_path), interval=10, writer=writer), evaluator, [3])
+    [(tag, image, epoch)] = images
+    assert (tag, epoch) == ("validation", 3)
+    assert image.shape == matplotlib.image.imread(tmp_path / "epoch_0003.png").shape

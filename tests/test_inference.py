@@ -1,0 +1,156 @@
+"""Running cohorts and writing what was found; the inferer itself is tested with the cascade."""
+
+from pathlib import Path
+
+import matplotlib.image
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from cohort import oblique_affine, save, write_case, write_datalist
+from monai.data import MetaTensor
+
+from tissnet_components.inference import (
+    CheckedCases,
+    SaveImageCased,
+    SaveImageOverviewd,
+    WholeFileWriter,
+    find_scans,
+    report_failed,
+)
+
+SOURCES = ["t1", "t1ce", "t2"]
+OBLIQUE = oblique_affine((0.9, 1.1, 5))
+
+
+@pytest.fixture
+def cases(tmp_path) -> list[dict]:
+    return [write_case(tmp_path / name, seed) for seed, name in enumerate(("anna", "bert", "carl"))]
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_sound_cases_keep_only_what_is_needed(cases):
+    checked = CheckedCases(cases)
+    assert checked.good == [{"case": case["case"], "image": case["image"]} for case in cases]
+    assert checked.failed == {}
+
+
+def test_a_bad_case_is_set_aside_with_the_reason_and_the_others_stay(cases):
+    Path(cases[1]["image"][2]).write_bytes(b"no image")
+    checked = CheckedCases(cases)
+    assert [case["case"] for case in checked.good] == ["anna", "carl"]
+    assert list(checked.failed) == ["bert"]
+    assert "bert_t2.nii.gz cannot be read as NIfTI" in checked.failed["bert"]
+
+
+def test_a_bad_label_does_not_matter_where_no_label_is_needed(cases):
+    Path(cases[0]["label"]).unlink()
+    assert not CheckedCases(cases, keys=["image"]).failed
+    assert list(CheckedCases(cases, keys=["image", "target", "label"]).failed) == ["anna"]
+
+
+def test_a_case_without_a_needed_entry_is_set_aside(cases):
+    del cases[2]["label"], cases[2]["target"]
+    checked = CheckedCases(cases, keys=["image", "target", "label"])
+    assert [case["case"] for case in checked.good] == ["anna", "bert"]
+    assert "no target and no label" in checked.failed["carl"]
+
+
+def test_a_cohort_of_bad_cases_alone_is_refused_with_every_reason(cases):
+    for case in cases:
+        Path(case["image"][0]).unlink()
+    with pytest.raises(ValueError, match="none of the 3 cases can be run") as caught:
+        CheckedCases(cases)
+    assert all(case["image"][0] in str(caught.value) for case in cases)
+
+
+def test_a_datalist_says_what_to_run(tmp_path, cases):
+    datalist = write_datalist(tmp_path, training=cases[:1], test=cases[1:])
+    assert [case["case"] for case in find_scans(str(tmp_path), SOURCES, str(datalist), "test")] == ["bert", "carl"]
+
+
+def test_without_a_datalist_every_scan_of_the_folder_is_run(tmp_path, cases):
+    found = find_scans(str(tmp_path), SOURCES, str(tmp_path / "datalist.json"), "test")
+    assert found == [{"case": case["case"], "image": case["image"]} for case in cases]
+
+
+def test_modalities_come_in_the_networks_order(tmp_path, cases):
+    found = find_scans(str(tmp_path), ["flair", "t1"], "none.json", "test")
+    assert found[0]["image"] == [cases[0]["target"], cases[0]["image"][0]]
+
+
+def test_a_scan_without_a_modality_fails_alone_under_the_name_that_is_missing(tmp_path, cases):
+    Path(cases[1]["image"][2]).unlink()
+    checked = CheckedCases(find_scans(str(tmp_path), SOURCES, "none.json", "test"))
+    assert [case["case"] for case in checked.good] == ["anna", "carl"]
+    assert f"{cases[1]['image'][2]} does not exist" in checked.failed["bert"]
+
+
+def test_a_folder_without_scans_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds neither datalist"):
+        find_scans(str(tmp_path), SOURCES, "none.json", "test")
+
+
+def test_failed_cases_are_listed_and_end_with_status_1(capsys):
+    with pytest.raises(SystemExit) as ended:
+        report_failed({"bert": "b_t2.nii.gz does not exist", "carl": "c_t1.nii.gz is empty"})
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "2 not run:",
+        "  bert: b_t2.nii.gz does not exist",
+        "  carl: c_t1.nii.gz is empty",
+    ]
+
+
+def test_a_run_without_failures_ends_quietly(capsys):
+    report_failed({})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_that_could_not_be_written_whole_leaves_nothing(tmp_path, monkeypatch):
+    def run_out_of_space(image, file):
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(nib, "save", run_out_of_space)
+    writer = WholeFileWriter()
+    writer.set_data_array(np.zeros((1, 4, 4, 4)), channel_dim=0)
+    writer.set_metadata({"affine": np.eye(4)})
+    with pytest.raises(OSError, match="no space"):
+        writer.write(tmp_path / "seg.nii.gz")
+    assert not files_below(tmp_path)
+
+
+def test_a_file_that_could_not_be_written_leaves_the_former_one(tmp_path, monkeypatch):
+    save(tmp_path / "seg.nii.gz", np.ones((4, 4, 4), np.uint8), np.eye(4))
+    former = (tmp_path / "seg.nii.gz").read_bytes()
+    monkeypatch.setattr(nib, "save", lambda image, file: 1 / 0)
+    writer = WholeFileWriter()
+    writer.set_data_array(np.zeros((1, 4, 4, 4)), channel_dim=0)
+    writer.set_metadata({"affine": np.eye(4)})
+    with pytest.raises(ZeroDivisionError):
+        writer.write(tmp_path / "seg.nii.gz")
+    assert (tmp_path / "seg.nii.gz").read_bytes() == former
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_map_is_saved_under_its_case_in_its_own_geometry(tmp_path, dtype):
+    values = torch.arange(2 * 3 * 4).reshape(1, 2, 3, 4)
+    image = MetaTensor(values, affine=torch.from_numpy(OBLIQUE), meta={"case": "anna", "filename_or_obj": "x_t1.nii"})
+    SaveImageCased("fine", str(tmp_path), "seg", dtype)({"fine": image})
+    assert files_below(tmp_path) == {"anna/anna_seg.nii.gz"}
+    saved = nib.load(tmp_path / "anna" / "anna_seg.nii.gz")
+    np.testing.assert_array_equal(saved.dataobj, values[0])
+    np.testing.assert_allclose(saved.affine, OBLIQUE, atol=1e-5)
+    assert saved.get_data_dtype() == dtype
+
+
+def test_an_overview_shows_the_maps_that_are_there(tmp_path):
+    image = MetaTensor(torch.rand(2, 16, 16, 4), affine=torch.eye(4), meta={"case": "anna"})
+    data = {"image": image, "fine": image[:1]}
+    SaveImageOverviewd(["image", "synthetic", "fine"], str(tmp_path), ["t1", "t2"])(data)
+    assert files_below(tmp_path) == {"anna/anna_overview.png"}
+    assert matplotlib.image.imread(tmp_path / "anna" / "anna_overview.png").std() > 0.05

@@ -1,0 +1,282 @@
+import copy
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import MetaTensor
+from monai.engines import Trainer
+from monai.inferers import SimpleInferer, SlidingWindowInferer
+from torch import nn
+
+from tissnet_components.handlers import losses_of
+from tissnet_components.inference import CascadeInferer
+from tissnet_components.losses import TERMS, DiscriminatorLoss, TissNetLoss
+from tissnet_components.training import AdversarialUpdate, constant_then_linear, step
+from tissnet_components.unet25d import UNet25D
+
+WIDTHS = [2, 4, 4, 4, 4]
+WEIGHTS = {**dict.fromkeys(TERMS, 1), "global_l1": 50, "tumor_l1": 200, "perceptibility": 25}
+
+
+def adversarial_update(network, perceptor, discriminators, weights=WEIGHTS, precision="float32"):
+    return AdversarialUpdate(
+        network,
+        TissNetLoss(weights, 25.0, perceptor, discriminators),
+        torch.optim.Adam(network.parameters(), 1e-2, betas=(0.5, 0.999)),
+        CascadeInferer(SimpleInferer(), precision),
+        discriminators,
+        DiscriminatorLoss(discriminators, weights),
+        torch.optim.Adam(discriminators.parameters(), 1e-3, betas=(0.5, 0.999)),
+    )
+
+
+def direct_update(network):
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    return AdversarialUpdate(network, TissNetLoss({"fine": 1}, 1.0), optimizer, CascadeInferer(SimpleInferer()))
+
+
+@pytest.fixture
+def update(network, perceptor, discriminators):
+    return adversarial_update(network, perceptor, discriminators)
+
+
+@pytest.fixture
+def batch(sample):
+    return {
+        "image": MetaTensor(sample.source),
+        "target": MetaTensor(sample.target),
+        "label": MetaTensor(sample.label),
+    }
+
+
+def train(update, batch, iterations=1):
+    """The (decollated) output of every iteration, by MONAI's own trainer."""
+    outputs = []
+    trainer = Trainer(torch.device("cpu"), iterations, [batch], iteration_update=update)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
+    trainer.run()
+    return outputs
+
+
+def snapshot(module):
+    return copy.deepcopy(list(module.parameters()))
+
+
+def unchanged(module, before):
+    return all(torch.equal(now, then) for now, then in zip(module.parameters(), before, strict=True))
+
+
+def without_gradients(module):
+    return all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_one_iteration_gives_every_map_and_every_term(update, batch):
+    (output,) = train(update, batch)
+    maps = dict.fromkeys(["synthetic", "coarse", "fine", "error", "refined"], (1, 32, 32, 8))
+    scalars = {*TERMS, "loss", "global_discriminator", "tumor_discriminator"}
+    assert len(output) == 2
+    assert set(output[0]) == {"image", "target", "label", "pred"} | scalars
+    assert {name: tuple(value.shape) for name, value in output[0]["pred"].items()} == maps
+    assert set(losses_of(output)) == scalars
+    total = sum(
+        output[0][term] * weight * (25 if term in ("fine", "error", "consistency") else 1)
+        for term, weight in WEIGHTS.items()
+    )
+    assert output[0]["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_both_players_move_and_the_perceptor_does_not(update, batch, perceptor):
+    players = [update.network.generator, update.network.segmentor, *update.discriminators.values()]
+    before, perceptor_before = [snapshot(player) for player in players], snapshot(perceptor)
+    train(update, batch)
+    assert not any(unchanged(player, then) for player, then in zip(players, before, strict=True))
+    assert unchanged(perceptor, perceptor_before)
+
+
+def test_one_iteration_runs_one_cascade(update, batch):
+    runs = []
+    update.network.generator.register_forward_hook(lambda *_: runs.append("generator"))
+    update.network.segmentor.register_forward_hook(lambda *_: runs.append("segmentor"))
+    train(update, batch)
+    assert runs == ["generator", "segmentor"]
+
+
+def test_the_discriminators_step_first(update, batch):
+    steps = []
+    update.optimizer.register_step_post_hook(lambda *_: steps.append("network"))
+    update.discriminator_optimizer.register_step_post_hook(lambda *_: steps.append("discriminators"))
+    train(update, batch, iterations=2)
+    assert steps == ["discriminators", "network", "discriminators", "network"]
+
+
+def test_the_discriminators_see_detached_maps(update, batch):
+    seen = []
+    update.discriminator_loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    update.update_network = lambda *_: {"loss": torch.tensor(0.0)}
+    train(update, batch)
+    assert not seen[0].requires_grad
+    assert without_gradients(update.network)
+    assert not without_gradients(update.discriminators)
+
+
+def test_the_discriminators_rest_in_the_networks_step(update, sample):
+    before = snapshot(update.discriminators)
+    update.update_network(update.inferer(sample.source, update.network), *sample)
+    assert without_gradients(update.discriminators)
+    assert unchanged(update.discriminators, before)
+    assert not without_gradients(update.network)
+    assert all(parameter.requires_grad for parameter in update.discriminators.parameters())
+
+
+def test_a_failed_step_leaves_the_discriminators_trainable(update, sample):
+    maps = {"synthetic": torch.full_like(sample.target, float("nan"))}
+    update.loss_function = TissNetLoss({"global_l1": 1})
+    with pytest.raises(FloatingPointError):
+        update.update_network(maps, *sample)
+    assert all(parameter.requires_grad for parameter in update.discriminators.parameters())
+
+
+@pytest.mark.parametrize("name", ["global", "tumor"])
+def test_a_discriminator_of_weight_zero_is_not_trained(network, perceptor, discriminators, batch, name):
+    update = adversarial_update(network, perceptor, discriminators, WEIGHTS | {f"{name}_adversarial": 0})
+    before = {key: snapshot(value) for key, value in discriminators.items()}
+    (output,) = train(update, batch)
+    assert {key for key, value in discriminators.items() if unchanged(value, before[key])} == {name}
+    assert f"{name}_discriminator" not in output[0]
+
+
+def test_patches_without_tumor_rest_the_tumor_discriminator(update, batch):
+    before = snapshot(update.discriminators["tumor"])
+    (output,) = train(update, batch | {"label": torch.zeros_like(batch["label"])})
+    assert unchanged(update.discriminators["tumor"], before)
+    assert not {"tumor_l1", "tumor_adversarial", "tumor_discriminator"} & set(output[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_a_loss_that_is_not_finite_stops_before_stepping(update, batch, value):
+    before, discriminators_before = snapshot(update.network), snapshot(update.discriminators)
+    with pytest.raises(FloatingPointError, match="the loss became"):
+        train(update, batch | {"target": torch.full_like(batch["target"], value)})
+    assert unchanged(update.network, before)
+    assert unchanged(update.discriminators, discriminators_before)
+
+
+def test_old_gradients_are_dropped_before_a_step():
+    weight = nn.Parameter(torch.tensor(1.0))
+    weight.grad = torch.tensor(100.0)
+    step(3 * weight, torch.optim.SGD([weight], 0.1), torch.amp.GradScaler("cpu", enabled=False))
+    assert weight.item() == pytest.approx(1 - 0.1 * 3)
+
+
+def test_the_network_is_trained_in_training_mode_even_after_a_validation(update, batch):
+    update.network.eval()
+    update.discriminators.eval()
+    train(update, batch)
+    assert update.network.training
+    assert update.discriminators.training
+
+
+def test_tiss_net_learns_two_patches_by_heart(update, batch):
+    outputs = train(update, batch, iterations=30)
+    first, last = outputs[0][0], outputs[-1][0]
+    assert last["loss"] < 0.6 * first["loss"]
+    assert last["global_l1"] < 0.5 * first["global_l1"]
+    assert last["coarse"] < first["coarse"]
+    assert last["fine"] < first["fine"] - 0.1
+
+
+def test_bfloat16_learns_too(network, perceptor, discriminators, batch):
+    # On patches below 48 x 48, PyTorch 2.13's weight gradients of bfloat16 convolutions that are wider than their input
+    # (4 x 4 over 3 x 3, 3 x 3 over 2 x 2) hold garbage on CPUs with AVX512-BF16.
+    larger = {key: value.repeat(1, 1, 2, 2, 1) for key, value in batch.items()}
+    outputs = train(adversarial_update(network, perceptor, discriminators, precision="bfloat16"), larger, iterations=8)
+    assert outputs[-1][0]["loss"] < 0.9 * outputs[0][0]["loss"]
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_direct_segmentation_needs_no_discriminators(batch):
+    outputs = train(direct_update(UNet25D(3, WIDTHS)), batch, iterations=40)
+    assert set(outputs[0][0]) == {"image", "target", "label", "pred", "fine", "loss"}
+    assert outputs[-1][0]["fine"] < outputs[0][0]["fine"] - 0.2
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate"), [(0, 1.0), (99, 1.0), (100, 1.0), (175, 0.5), (249, 1 / 150), (250, 0.0), (260, 0.0)]
+)
+def test_the_learning_rate_is_constant_for_100_epochs_and_reaches_zero_at_250(epoch, rate):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
+    schedule = constant_then_linear(optimizer, epochs=250, constant_epochs=100)
+    optimizer.step()
+    for _ in range(epoch):
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * rate)
+
+
+@pytest.mark.parametrize(("epochs", "constant", "last"), [(4, 4, 1.0), (2, 0, 0.5)], ids=["all constant", "all linear"])
+def test_a_schedule_may_be_all_constant_or_all_linear(epochs, constant, last):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = constant_then_linear(optimizer, epochs, constant)
+    optimizer.step()
+    for _ in range(epochs - 1):
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == last
+
+
+@pytest.mark.parametrize("constant", [251, -1])
+def test_an_impossible_schedule_is_refused(constant):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match=f"constant_epochs is {constant}; give a number from 0 to epochs, 250"):
+        constant_then_linear(optimizer, 250, constant)
+
+
+class Probe(nn.Module):
+    """A cascade of two voxelwise maps that notes the precision of its convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv3d(1, 1, 1)
+        self.precisions = set()
+
+    def cascade(self, image):
+        self.precisions.add(self.convolution(image).dtype)
+        return {"double": 2 * image, "inverse": -image}
+
+
+@pytest.mark.parametrize(
+    "inferer",
+    [
+        pytest.param(SimpleInferer(), id="simple"),
+        pytest.param(SlidingWindowInferer((8, 8, 4), 2, overlap=0.25, mode="gaussian"), id="sliding window"),
+    ],
+)
+def test_every_map_of_the_cascade_comes_back_whole(inferer):
+    image = torch.randn(1, 1, 19, 8, 7)
+    maps = CascadeInferer(inferer)(image, Probe())
+    torch.testing.assert_close(maps, {"double": 2 * image, "inverse": -image})
+
+
+def test_a_wrapped_network_is_unwrapped():
+    wrapped = nn.Module()
+    wrapped.module = Probe()
+    assert set(CascadeInferer(SimpleInferer())(torch.zeros(1, 1, 2, 2, 2), wrapped)) == {"double", "inverse"}
+
+
+def test_sliding_windows_of_a_real_cascade_cover_a_volume(network):
+    inferer = CascadeInferer(SlidingWindowInferer((32, 32, 8), 1, overlap=0.25, mode="gaussian"))
+    maps = inferer(torch.randn(1, 3, 40, 33, 11), network.eval())
+    assert {name: tuple(value.shape) for name, value in maps.items()} == dict.fromkeys(
+        ["synthetic", "coarse", "fine", "error", "refined"], (1, 1, 40, 33, 11)
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_the_precision_holds_inside_the_inferer(precision):
+    probe = Probe()
+    maps = CascadeInferer(SimpleInferer(), precision)(torch.zeros(1, 1, 2, 2, 2), probe)
+    assert probe.precisions == {getattr(torch, precision)}
+    assert maps["double"].dtype == torch.float32
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="unknown precision 'bf16'; known: "):
+        CascadeInferer(SimpleInferer(), "bf16")
