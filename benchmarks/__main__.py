@@ -49,7 +49,7 @@ def build(settings: dict) -> dict[str, Callable[[], object]]:
     parser.update({"perceptor": "$@perceptor_def.to(device=@device, memory_format=@memory_format)", **settings})
     network, update, device = (parser.get_parsed_content(name) for name in ("network", "train::update", "device"))
     inferer, engine = parser.get_parsed_content("train::inferer"), Engine(device)
-    batch = random_batch(parser["patch_size"], parser["source_channels"])
+    batch = random_batch(parser["patch_size"], parser.get_parsed_content("source_channels"))
 
     def infer() -> None:
         network.eval()

@@ -176,7 +176,7 @@ def test_inference_shares_its_settings_with_training():
     train, inference = read("train"), read("inference")
     own = {"imports", "network", "preprocessing", "initialize", "run"}
     shared = (train.keys() & inference.keys()) - own
-    assert {"widths", "spacing_mm", "percentiles", "patch_size", "source_channels", "dropout"} <= shared
+    assert {"widths", "spacing_mm", "percentiles", "patch_size", "source_modalities", "dropout"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
 
 
@@ -358,7 +358,7 @@ def test_the_metadata_tells_the_version_and_describes_the_network():
     metadata = read("metadata")
     assert metadata["version"] in metadata["changelog"]
     described = metadata["network_data_format"]
-    assert described["inputs"]["image"]["num_channels"] == read("train")["source_channels"]
+    assert described["inputs"]["image"]["num_channels"] == len(read("train")["source_modalities"])
     assert described["outputs"]["pred"]["num_channels"] == 1
 
 

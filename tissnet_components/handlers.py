@@ -1,6 +1,7 @@
 """What the bundles attach to their engines and MONAI and Ignite lack."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,20 @@ class ValidationPictures:
         output_dir: gets ``epoch_0001.png``...
         interval: epochs between two pictures; the first validation always gives one.
         writer: of TensorBoard, if wanted.
+        source_names: titles of the source channels.
     """
 
     MAPS = ("image", "synthetic", "target", "coarse", "fine", "error", "label")
 
-    def __init__(self, output_dir: str, interval: int = 10, writer: SummaryWriter | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        interval: int = 10,
+        writer: SummaryWriter | None = None,
+        source_names: Sequence[str] = (),
+    ) -> None:
         self.output_dir, self.interval, self.writer = Path(output_dir), interval, writer
+        self.source_names = source_names
         self.last_epoch: int | None = None
 
     def attach(self, engine: Evaluator) -> None:
@@ -133,6 +142,8 @@ class ValidationPictures:
         maps = {name: case[name].cpu().numpy() for name in self.MAPS if name in case}
         maps = {"source" if name == "image" else name: value for name, value in maps.items()}
         title, affine = f"{case.get('case', '')}, epoch {epoch}", np.asarray(case["image"].affine)
-        path = overview(maps, self.output_dir / f"epoch_{epoch:04d}.png", title, affine=affine)
+        path = overview(
+            maps, self.output_dir / f"epoch_{epoch:04d}.png", title, affine=affine, source_names=self.source_names
+        )
         if self.writer is not None:
             self.writer.add_image("validation", matplotlib.image.imread(path), epoch, dataformats="HWC")
