@@ -12,7 +12,7 @@ from tissnet_components.patchgan import PatchGAN
 from tissnet_components.unet25d import DualBranchUNet25D, UNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+REAL_GLIOMAS = Path(__file__).parents[2] / "shared" / "data" / "glioma_brats18_tcia"
 
 
 class Sample(NamedTuple):
@@ -58,7 +58,6 @@ def discriminators() -> nn.ModuleDict:
 @pytest.fixture
 def real_gliomas() -> Path:
     """The folder of the twelve real patients; the test is skipped where it is not."""
-    folder = REAL_DATA / "glioma_brats18_tcia"
-    if not folder.is_dir():
-        pytest.skip(f"no real patients at {folder}")
-    return folder
+    if not REAL_GLIOMAS.is_dir():
+        pytest.skip(f"no real patients at {REAL_GLIOMAS}")
+    return REAL_GLIOMAS

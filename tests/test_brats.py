@@ -10,7 +10,6 @@ from tissnet_components.datasets.brats import find_cases, prepare_brats, read_sp
 from tissnet_components.datasets.cases import MODALITIES, BadCase, load_datalist
 
 SHAPE = (4, 5, 3)
-REAL = Path(__file__).parents[2] / "shared" / "data" / "glioma_brats18_tcia"
 UNTIL_2021 = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair", "seg": "_seg"}
 FROM_2023 = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
 
@@ -379,8 +378,7 @@ def test_bad_decathlon_files_are_skipped_with_the_reason(tmp_path, capsys):
         assert reason in text
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real glioma patients are not on this machine")
-def test_the_twelve_real_patients_are_found_and_split_nine_one_two():
-    found = find_cases(REAL)
+def test_the_twelve_real_patients_are_found_and_split_nine_one_two(real_gliomas):
+    found = find_cases(real_gliomas)
     assert all(set(files) == {*MODALITIES, "seg"} for files in found.values())
     assert [len(cases) for cases in split_cases(list(found), 0).values()] == [9, 1, 2]

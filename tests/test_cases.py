@@ -18,7 +18,6 @@ from tissnet_components.datasets.cases import (
 )
 
 SHAPE = (4, 5, 6)
-REAL = Path(__file__).parents[2] / "shared" / "data" / "glioma_brats18_tcia"
 
 
 def scan() -> np.ndarray:
@@ -232,8 +231,7 @@ def test_a_file_that_is_no_datalist_is_refused(tmp_path, text, sentence):
         load_datalist(path, "training")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real glioma patients are not on this machine")
-def test_a_real_patient_with_outlier_voxels_passes():
+def test_a_real_patient_with_outlier_voxels_passes(real_gliomas):
     name = "Brats18_TCIA10_637_1"
-    image, target, label = ([str(REAL / name / f"{name}_{kind}.nii.gz")] for kind in ("t2", "flair", "seg"))
+    image, target, label = ([str(real_gliomas / name / f"{name}_{kind}.nii.gz")] for kind in ("t2", "flair", "seg"))
     check_case({"case": name, "image": image, "target": target[0], "label": label[0]})
