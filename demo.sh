@@ -50,6 +50,5 @@ patient="$demo/unseen/Phantom_0001/Phantom_0001"
     --t1 "${patient}_t1.nii.gz" --t1ce "${patient}_t1ce.nii.gz" --t2 "${patient}_t2.nii.gz" --case unseen --out "$demo/results"
 
 say 7 "writing the report"
-cp "$demo/cohort/dataset_description.json" "$demo/results/"
 "$python" -m tissnet_components report --runs "$demo/results" --out "$demo/report.html" --title "TISS-Net demo (simulated patients)"
 printf '\nDone in %d min. Open %s, and %s in any NIfTI viewer.\n' $((SECONDS / 60)) "$demo/report.html" "$demo/results/unseen"

@@ -243,7 +243,7 @@ def test_a_second_start_resumes_and_a_finished_training_does_not_start_over(comm
     before = (tmp_path / "model_last.pt").read_bytes()
     again = command(*run("training", TRAIN, data, tmp_path, tmp_path / "out", epochs=3))
     assert again.status == 0
-    assert "has finished its 3 epochs" in again.printed
+    assert "has finished 3 epochs or more" in again.printed
     assert (tmp_path / "model_last.pt").read_bytes() == before
 
 

@@ -2,7 +2,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from tissnet_components.report.figures import as_rgb, overview, overview_figure
+from tissnet_components.report.figures import overview, overview_figure
 
 
 def image(shape=(24, 20, 10)):
@@ -82,11 +82,6 @@ def test_a_failed_drawing_leaves_the_older_picture_alone(tmp_path):
     with pytest.raises(ValueError, match="unknown maps"):
         overview({"fines": image()}, path)
     assert path.read_bytes() == b"older"
-
-
-def test_a_figure_becomes_rgb_for_tensorboard():
-    rgb = as_rgb(overview_figure({"source": image()}))
-    assert rgb.dtype == np.uint8 and rgb.shape[2] == 3 and rgb.std() > 0
 
 
 def test_drawing_leaves_the_global_backend_alone():

@@ -120,7 +120,7 @@ def test_a_finished_training_does_not_start_over(tmp_path, caplog):
         again = Run(tmp_path, 2, dice=[1.0, 1.0]).train()
     assert again.draws == []
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-    assert "has finished its 2 epochs; raise --epochs" in caplog.text
+    assert "has finished 2 epochs or more; raise --epochs" in caplog.text
     assert "resuming" not in caplog.text
 
 
@@ -130,6 +130,19 @@ def test_a_checkpoint_of_another_network_is_refused_and_kept(tmp_path):
     with pytest.raises(ValueError, match=r"model_last.pt does not fit the configured network.*widths"):
         Run(tmp_path, 2, size=2)
     assert (tmp_path / "model_last.pt").read_bytes() == before
+
+
+def test_a_damaged_last_checkpoint_is_named(tmp_path):
+    (tmp_path / "model_last.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"model_last.pt is not a file of PyTorch weights"):
+        Run(tmp_path, 1)
+
+
+def test_fewer_epochs_than_were_trained_end_at_once(tmp_path, caplog):
+    Run(tmp_path, 3).train()
+    with caplog.at_level("INFO"):
+        assert Run(tmp_path, 2).train().draws == []
+    assert "has finished 2 epochs or more" in caplog.text
 
 
 def test_mixed_precision_may_be_switched_on_when_resuming(tmp_path):

@@ -154,3 +154,19 @@ def test_an_overview_shows_the_maps_that_are_there(tmp_path):
     SaveImageOverviewd(["image", "synthetic", "fine"], str(tmp_path), ["t1", "t2"])(data)
     assert files_below(tmp_path) == {"anna/anna_overview.png"}
     assert matplotlib.image.imread(tmp_path / "anna" / "anna_overview.png").std() > 0.05
+
+
+def test_results_below_the_scans_are_not_taken_for_scans(tmp_path):
+    write_case(tmp_path / "anna")
+    write_case(tmp_path / "results" / "anna")
+    for name in SOURCES:
+        (tmp_path / "results" / "anna" / f"anna_{name}.nii.gz").unlink()
+    assert [case["case"] for case in find_scans(str(tmp_path), SOURCES, "none.json", "test")] == ["anna"]
+
+
+def test_a_datalist_of_other_sources_is_refused(tmp_path):
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text('{"sources": ["t2"], "test": [{"case": "anna", "image": ["anna_t2.nii.gz"]}]}')
+    with pytest.raises(ValueError, match=r"has the sources \['t2'\], expected .*; set --source_modalities"):
+        find_scans(str(tmp_path), SOURCES, str(datalist), "test")
+    assert len(find_scans(str(tmp_path), ["t2"], str(datalist), "test")) == 1

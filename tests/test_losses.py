@@ -364,10 +364,18 @@ def test_segmentor_terms_reach_the_generator_through_either_map(network, sample,
     assert branches_with_gradients(network.generator) == {"encoder", seen}
 
 
-@pytest.mark.parametrize(("detach_coarse", "reached"), [(True, set()), (False, {"encoder", "coarse"})])
-def test_detach_coarse_decides_whether_refined_takes_the_consistency_to_coarse(network, sample, detach_coarse, reached):
+@pytest.mark.parametrize("term", ["fine", "error", "consistency"])
+@pytest.mark.parametrize(
+    ("detach_coarse", "reached"), [(True, {"encoder", "synthetic"}), (False, {"encoder", "synthetic", "coarse"})]
+)
+def test_detach_coarse_keeps_the_segmentors_losses_from_coarse(network, sample, term, detach_coarse, reached):
+    network.detach_coarse = detach_coarse
+    TissNetLoss({term: 1})(network.cascade(sample.source), *sample)["loss"].backward()
+    assert branches_with_gradients(network.generator) == reached
+
+
+def test_refined_takes_the_consistency_to_the_soft_coarse_segmentation(network, sample):
     network.segmentor_inputs = ["source"]  # so that no other way leads there
     network.segmentor.encoder.levels[0][0] = nn.Conv3d(3, 2, (3, 3, 1), padding=(1, 1, 0))
-    network.detach_coarse = detach_coarse
     TissNetLoss({"consistency": 1})(network.cascade(sample.source), *sample)["loss"].backward()
-    assert branches_with_gradients(network.generator) == reached
+    assert branches_with_gradients(network.generator) == {"encoder", "coarse"}

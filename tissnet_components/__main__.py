@@ -1,5 +1,6 @@
 """The command line: ``python -m tissnet_components COMMAND --help``."""
 
+import inspect
 import sys
 
 import fire
@@ -12,9 +13,21 @@ from tissnet_components.segment import segment
 COMMANDS = {"phantom": phantom, "prepare_brats": prepare_brats, "segment": segment, "report": report}
 
 
+def refuse_unknown_options(words: list[str]) -> None:
+    """Raise ValueError on an option that the command does not have; Fire would run it first and complain then."""
+    if not words or words[0] not in COMMANDS:
+        return
+    known = [*inspect.signature(COMMANDS[words[0]]).parameters, "help"]
+    given = [word[2:].split("=")[0].replace("-", "_") for word in words[1:] if word.startswith("--") and word != "--"]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"{words[0]} has no option --{unknown[0]}; it has --{', --'.join(known)}")
+
+
 def main() -> None:
     """Run one command; a mistake in what was given ends in one sentence and exit status 1."""
     try:
+        refuse_unknown_options(sys.argv[1:])
         fire.Fire(COMMANDS, name="tissnet_components")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -26,8 +26,8 @@ class TissNet(nn.Module):
         generator: maps the source to ``synthetic`` and ``coarse``.
         segmentor: maps the concatenated ``segmentor_inputs`` to ``fine`` and ``error``.
         segmentor_inputs: what the segmentor sees, among ``source``, ``synthetic`` and ``coarse`` (Tables 2 and 6).
-        detach_coarse: ``refined`` takes ``coarse`` as given (docs/design.md tells why); the segmentor's losses then
-            reach the generator through what the segmentor sees alone.
+        detach_coarse: the segmentor and Eq. 7 take ``coarse`` as given, so that their losses reach the generator
+            through ``synthetic`` alone; docs/design.md tells when this is needed.
 
     Shapes:
         image: (B, C, X, Y, Z), the source modalities in [-1, 1]; any spatial size.
@@ -42,7 +42,7 @@ class TissNet(nn.Module):
         generator: nn.Module,
         segmentor: nn.Module,
         segmentor_inputs: Sequence[str] = SEGMENTOR_INPUTS,
-        detach_coarse: bool = True,
+        detach_coarse: bool = False,
     ) -> None:
         super().__init__()
         unknown = set(segmentor_inputs) - set(SEGMENTOR_INPUTS)
@@ -59,9 +59,9 @@ class TissNet(nn.Module):
     def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every map: ``synthetic``, ``coarse``, ``fine``, ``error`` and ``refined`` (Eq. 7)."""
         maps = self.generator(image)
-        maps.update(self.segment(image, maps))
+        coarse = maps["coarse"].detach() if self.detach_coarse else maps["coarse"]
+        maps.update(self.segment(image, {"synthetic": maps["synthetic"], "coarse": coarse}))
         if "error" in maps:
-            coarse = maps["coarse"].detach() if self.detach_coarse else maps["coarse"]
             maps["refined"] = refine_with_error(coarse, maps["error"])
         return maps
 
@@ -107,15 +107,25 @@ def load_weights(network: nn.Module, path: str, missing: str = "train the networ
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: {missing}")
+    state = read_state(path)
+    check_weights_fit(network, state, path)
+    network.load_state_dict(state)
+    return network
+
+
+def read_state(path: str | Path) -> dict:
+    """Read a saved dict of tensors and plain values, with ``weights_only=True``, to the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make torch's restricted unpickler raise almost anything
         raise ValueError(f"{path} is not a file of PyTorch weights ({type(error).__name__}): copy it again") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict; save network.state_dict()")
-    check_weights_fit(network, state, path)
-    network.load_state_dict(state)
-    return network
+    return state
 
 
 def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:

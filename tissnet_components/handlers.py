@@ -14,7 +14,7 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from tissnet_components.cascade import check_weights_fit
+from tissnet_components.cascade import check_weights_fit, read_state
 from tissnet_components.report.figures import overview
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class LossProgressBar(ProgressBar):
     """Ignite's progress bar, showing every loss term."""
 
     def attach(self, engine: Engine) -> None:
-        super().attach(engine, output_transform=lambda output: losses_of(output))
+        super().attach(engine, output_transform=losses_of)
 
 
 class TrainingCheckpoint:
@@ -49,7 +49,7 @@ class TrainingCheckpoint:
         interval: epochs between two writings of the last checkpoint.
 
     Raises:
-        ValueError: the last checkpoint is of another network; nothing is overwritten.
+        ValueError: the last checkpoint is damaged or of other networks; nothing is overwritten.
     """
 
     def __init__(
@@ -85,16 +85,17 @@ class TrainingCheckpoint:
         return {**states, "epoch": engine.state.epoch, "best": best, "rng": torch.get_rng_state()}
 
     def _resume(self, engine: Trainer, path: Path) -> None:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        check_weights_fit(self.network, checkpoint["network"], str(path))
+        checkpoint = read_state(path)
         for key, value in self.objects.items():
+            if isinstance(value, nn.Module):
+                check_weights_fit(value, checkpoint[key], str(path))
             if checkpoint[key]:  # a scaler that was off has no state, and one that is on refuses that
                 value.load_state_dict(checkpoint[key])
         for key, value in checkpoint["best"].items():
             setattr(self.evaluator.state, key, value)
         torch.set_rng_state(checkpoint["rng"])
-        engine.state.epoch = checkpoint["epoch"]
-        engine.state.iteration = checkpoint["epoch"] * (engine.state.epoch_length or 0)
+        engine.state.epoch = min(checkpoint["epoch"], engine.state.max_epochs)
+        engine.state.iteration = engine.state.epoch * (engine.state.epoch_length or 0)
         if engine.state.epoch >= engine.state.max_epochs:
             self._refuse_to_start_over(engine, path)
         else:
@@ -103,7 +104,7 @@ class TrainingCheckpoint:
     @staticmethod
     def _refuse_to_start_over(engine: Trainer, path: Path) -> None:
         """Ignite would begin again from epoch 1; end the run instead."""
-        logger.info(f"{path} has finished its {engine.state.epoch} epochs; raise --epochs to go on, or remove it")
+        logger.info(f"{path} has finished {engine.state.epoch} epochs or more; raise --epochs to go on, or remove it")
         engine.add_event_handler(Events.STARTED, lambda trainer: trainer.terminate())
 
 

@@ -93,8 +93,8 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
         ValueError: nothing found, or a bad datalist.
     """
     if os.path.isfile(datalist):
-        return load_datalist(datalist, section)
-    found = find_cases(dataset_dir)
+        return load_datalist(datalist, section, modalities)
+    found = find_cases(dataset_dir, modalities)
     if not found:
         raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
     return [

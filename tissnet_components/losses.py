@@ -118,7 +118,7 @@ class PerceptibilityLoss(nn.Module):
         return dice_loss(self.perceptor(synthetic), label)
 
 
-class TumorCrop:
+class InTumorBox:
     """What the tumor-aware terms (Eq. 4) see: images times M, of the samples that hold a tumor.
 
     ``empty`` tells that no sample does; the terms are then skipped.
@@ -204,7 +204,7 @@ class TissNetLoss(nn.Module):
 
     def _tumor_terms(self, maps, source, target, label) -> dict[str, Callable[[], torch.Tensor]]:
         """Eq. 4; none when no sample holds a tumor."""
-        crop = TumorCrop(label, self.tumor_margin)
+        crop = InTumorBox(label, self.tumor_margin)
         if crop.empty:
             return {}
         return {
@@ -249,7 +249,7 @@ class DiscriminatorLoss(nn.Module):
         losses = {}
         if "global" in self.names:
             losses["global_discriminator"] = self._loss("global", synthetic, source, target)
-        crop = TumorCrop(label, self.tumor_margin)
+        crop = InTumorBox(label, self.tumor_margin)
         if "tumor" in self.names and not crop.empty:
             losses["tumor_discriminator"] = self._loss("tumor", crop(synthetic), crop(source), crop(target))
         return losses

@@ -245,7 +245,11 @@ class CaseTable:
         engine.state.metrics |= {metric: values["mean"] for metric, values in summary.items()}
         if idist.get_rank() == 0:
             case_rows = [{"protocol": self.protocol, "case": case} | row for case, row in sorted(cases.items())]
-            metric_rows = [{"protocol": self.protocol, "metric": m} | values for m, values in summary.items()]
+            empty = {f"{name}_dice": count for name, count in empty_predictions(list(cases.values())).items()}
+            metric_rows = [
+                {"protocol": self.protocol, "metric": m} | values | {"empty": empty.get(m, "")}
+                for m, values in summary.items()
+            ]
             write_whole(self.output_dir / self.file_name, _csv(case_rows))
             write_whole(self.output_dir / "summary.csv", _csv(metric_rows))
             _print(summary, empty_predictions(list(cases.values())), f"{len(cases)} cases, {self.protocol}")

@@ -20,6 +20,7 @@ def segment(
     weights: str | None = None,
     spacing_mm: Sequence[float] | None = None,
     widths: Sequence[int] | None = None,
+    source_modalities: Sequence[str] | None = None,
 ) -> None:
     """Segment one patient: give the scans you have, get the tumor mask and the missing contrast.
 
@@ -45,12 +46,15 @@ def segment(
         weights: file of trained weights; by default the bundle's models/model.pt.
         spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default the bundle's.
         widths: channels per level of these weights, such as [32,64,128,256,512]; by default the bundle's.
+        source_modalities: scans these weights were trained with, in order, such as [t1,t2]; by default the bundle's.
 
     Raises:
         ValueError: a scan that the bundle needs is missing, or cannot be used.
         FileNotFoundError: no bundle, or no weights.
     """
     parser = _read_bundle(bundle)
+    if source_modalities:
+        parser["source_modalities"] = list(source_modalities)
     given = {name: file for name, file in {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}.items() if file}
     files = _choose(given, parser.get_parsed_content("source_modalities"), bundle)
     name = str(case or Path(files[0]).name.split(".nii")[0])  # Fire hands a patient called 7 over as a number

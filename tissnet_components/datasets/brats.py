@@ -95,16 +95,21 @@ def prepare_brats(
     _print_summary(datalist, sections, sources, target, len(skipped))
 
 
-def find_cases(root: str | Path) -> dict[str, dict[str, Path]]:
+def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg")) -> dict[str, dict[str, Path]]:
     """Find scans by name, in folders of any depth: case -> modality ("t1", "t1ce", "t2", "flair", "seg") -> file.
 
     ``BraTS20_Training_001_t1ce.nii.gz``, ``BraTS-GLI-00000-000-t1c.nii.gz`` and ``patient7/t1ce.nii`` are all
-    understood. Nothing is opened, and a case may lack any modality: who needs one checks for it.
+    understood. Nothing is opened, and a case may lack any modality: who needs one checks for it. Files of other
+    ``modalities`` are passed over, such as results that lie below the scans.
 
     Raises:
         BadCase: two files claim to be the same modality of a case.
     """
-    unique, doubled = _unambiguous(_candidates(_existing_folder(root)))
+    candidates = {
+        case: {modality: files[modality] for modality in files if modality in modalities}
+        for case, files in _candidates(_existing_folder(root)).items()
+    }
+    unique, doubled = _unambiguous({case: files for case, files in candidates.items() if files})
     for reason in doubled.values():
         raise BadCase(reason)
     return unique
@@ -407,7 +412,7 @@ def _print_skipped(skipped: Mapping[str, str], root: Path) -> None:
         cases[reason.replace(f"{root}{os.sep}", "")].append(case)
     table = Table("cases", "which", Column("why", overflow="fold"), title="Skipped")
     for reason, names in cases.items():
-        which = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+        which = ", ".join(names) if len(names) <= 10 else f"{names[0]} ... {names[-1]}"
         table.add_row(str(len(names)), Text(which), Text(reason))
     Console().print(table)
 

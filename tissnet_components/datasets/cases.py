@@ -124,17 +124,23 @@ def usable_cases(cases: Sequence[Mapping], workers: int | None = None) -> tuple[
     return good, failed
 
 
-def load_datalist(path: str | Path, section: str) -> list[dict]:
+def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None = None) -> list[dict]:
     """Read the cases of one section ("training", "validation" or "test") of a datalist, paths made absolute.
 
     Relative paths start at the datalist's folder. ``image`` is always a list. Files are not opened here:
-    `usable_cases` does that.
+    `usable_cases` does that. With `sources`, the contrasts that a network expects, the datalist must name the same
+    ones in the same order, if it names any.
 
     Raises:
-        ValueError: no such file or section, not JSON, an empty section, an entry without ``case`` or ``image``,
-            or a case or file that stands in the datalist twice (in two sections, it would leak into the test).
+        ValueError: other sources, no such file or section, not JSON, an empty section, an entry without ``case`` or
+            ``image``, or a case or file that stands in it twice (in two sections, it would leak into the test).
     """
-    sections = _read_sections(Path(path))
+    sections, named = _read_sections(Path(path))
+    if sources is not None and named is not None and list(named) != list(sources):
+        raise ValueError(
+            f"datalist {path} has the sources {list(named)}, expected {list(sources)}; set --source_modalities to the "
+            f"former, or prepare the datalist again"
+        )
     if not sections.get(section):
         problem = "an empty" if section in sections else "no"
         filled = {name: len(entries) for name, entries in sections.items() if entries}
@@ -146,7 +152,8 @@ def load_datalist(path: str | Path, section: str) -> list[dict]:
     return cases[section]
 
 
-def _read_sections(path: Path) -> dict[str, list]:
+def _read_sections(path: Path) -> tuple[dict[str, list], list[str] | None]:
+    """The cases by section, and the names of the source contrasts if the datalist gives them."""
     if not path.is_file():
         raise ValueError(f"datalist {path} does not exist; write it with `python -m tissnet_components prepare_brats`")
     try:
@@ -159,7 +166,7 @@ def _read_sections(path: Path) -> dict[str, list]:
     wrong = [name for name, entries in sections.items() if not isinstance(entries, list)]
     if wrong:
         raise ValueError(f"section '{wrong[0]}' of datalist {path} is no list of cases; prepare it again")
-    return sections
+    return sections, content.get("sources")
 
 
 def _absolute(entry: dict, folder: Path, path: str | Path) -> dict:

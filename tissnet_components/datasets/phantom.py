@@ -175,6 +175,7 @@ def datalist(task: str, cases: int, seed: int) -> dict:
     return {
         "name": f"Simulated {task} cohort, seed {seed}",
         "description": "Simulated, not scanned: see dataset_description.json",
+        "simulated": True,
         "sources": sources,
         "target_modality": "flair",
         "labels": {"0": "background", "1": "whole tumor"},

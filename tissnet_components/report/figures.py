@@ -56,8 +56,8 @@ def overview_figure(
             (one panel per channel), synthetic, target, coarse, fine, error, disagreement, label, mask.
             None is required. Images are grey, over their range in the slice (the synthetic one over the
             real target's); probabilities coloured, over 0 to 1.
-        slice_index: slice from inferior to superior; by default the one with the largest tumour
-            (by label, else by fine), or the middle one without a tumour.
+        slice_index: slice from inferior to superior; by default the one with the largest tumor
+            (by label, else by fine), or the middle one without a tumor.
         affine: (4, 4) voxel to RAS millimetres; without it arrays are taken to be LPS with cubic voxels.
         source_names: titles of the source channels.
 
@@ -71,13 +71,6 @@ def overview_figure(
         raise ValueError(f"slice {index} does not exist: the volume has {depth} axial slices, 0 to {depth - 1}")
     slices = {name: np.moveaxis(volume[..., index], 1, -1) for name, volume in volumes.items()}  # (C, rows, columns)
     return _draw(_cut_to_head(slices), f"{title}  ·  slice {index}".strip(" ·"), _aspect(affine), source_names)
-
-
-def as_rgb(figure: Figure) -> np.ndarray:
-    """Render a figure to (rows, columns, 3) uint8, e.g. for TensorBoard's `add_image(..., dataformats="HWC")`."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _as_volumes(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,33 @@
+"""What the command line refuses before a command runs."""
+
+import pytest
+
+from tissnet_components.__main__ import COMMANDS, main
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[str]:
+    """A command that notes what it was given."""
+    calls: list[str] = []
+
+    def note(out: str = "here", spacing_mm: float = 1.0) -> None:
+        calls.append(f"{out} {spacing_mm}")
+
+    monkeypatch.setitem(COMMANDS, "note", note)
+    return calls
+
+
+def run(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["tissnet_components", *words])
+    main()
+
+
+def test_a_command_gets_its_options(ran, monkeypatch):
+    run(monkeypatch, "note", "--out", "there", "--spacing-mm=2")
+    assert ran == ["there 2"]
+
+
+def test_a_mistyped_option_is_refused_before_the_command_runs(ran, monkeypatch):
+    with pytest.raises(SystemExit, match=r"note has no option --spacing; it has --out, --spacing_mm"):
+        run(monkeypatch, "note", "--spacing", "2")
+    assert ran == []
