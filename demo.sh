@@ -17,7 +17,7 @@ grep -qs avx512_bf16 /proc/cpuinfo && precision=bfloat16
 settings=(--dataset_dir "$demo/cohort" --ckpt_dir "$demo/models" --spacing_mm "[2.0,2.0,2.0]"
     --patch_size "[64,64,16]" --precision "$precision")
 budget=(--learning_rate 0.0005 --discriminator_channels 16 --val_interval 10 --picture_interval 10
-    --output_dir "$demo/training" --epochs 50)
+    --output_dir "$demo/training" --epochs 40)
 
 say() { printf '\n[%s/7] %s (%d min %d s since the start)\n' "$1" "$2" $((SECONDS / 60)) $((SECONDS % 60)); }
 
