@@ -247,15 +247,25 @@ def test_a_second_start_resumes_and_a_finished_training_does_not_start_over(comm
     assert (tmp_path / "model_last.pt").read_bytes() == before
 
 
+def hear_ctrl_c() -> None:
+    """A shell starts background jobs with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_training_promptly_and_the_second_start_resumes(command, data, tmp_path):
     arguments = run("training", DIRECT, data, tmp_path / "models", tmp_path / "out", epochs=10_000)
     last = tmp_path / "models" / "perceptor_last.pt"
     with (tmp_path / "log.txt").open("w") as log:
-        training = subprocess.Popen([sys.executable, "-m", *arguments], cwd=BUNDLE, stdout=log, stderr=log)
+        training = subprocess.Popen(
+            [sys.executable, "-m", *arguments], cwd=BUNDLE, stdout=log, stderr=log, preexec_fn=hear_ctrl_c
+        )
     while not last.is_file() and training.poll() is None:
         time.sleep(0.1)
     training.send_signal(signal.SIGINT)
-    assert training.wait(timeout=15) != 0
+    try:
+        assert training.wait(timeout=15) != 0
+    finally:
+        training.kill()
     printed = (tmp_path / "log.txt").read_text()
     assert "stopped; the same command" in printed
     assert "Traceback" not in printed
