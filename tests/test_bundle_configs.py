@@ -12,6 +12,7 @@ from cohort import oblique_affine, write_case, write_cohort
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.data import MetaTensor
+from monai.transforms import Compose
 from torch.optim.lr_scheduler import LambdaLR
 
 from tissnet_components.metrics import box_around, dice
@@ -22,6 +23,7 @@ SCHEMA = Path(__file__).parents[2] / "shared" / "meta_schema_20240725.json"
 OVERLAYS = {  # overlay -> what it lies on
     "direct_segmentation": ["train"],
     "wide": ["train"],
+    "strong_augmentation": ["train"],
     "evaluate": ["train"],
     "tumor_crop": ["train", "evaluate"],
 }
@@ -54,7 +56,8 @@ def references(config: object) -> set[str]:
 def unknown_ids(overlay: dict, base: ConfigParser) -> set[str]:
     """Ids that an overlay sets but nothing reads: MONAI adds them silently."""
     entry_points = {"evaluating"}
-    return {name for name in overlay if name not in base and name not in references(overlay) | entry_points}
+    known = references(overlay) | entry_points
+    return {name for name in overlay if name.removeprefix("+") not in base and name not in known}
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +278,31 @@ def test_patches_stay_aligned_and_half_of_them_hold_tumor(settings):
     bright = torch.cat([draw["target"][tumor] for draw, tumor in zip(draws, tumors, strict=True)])
     dark = torch.cat([draw["target"][~tumor] for draw, tumor in zip(draws, tumors, strict=True)])
     assert bright.min() > dark.quantile(0.99)
+
+
+def test_patches_without_tumor_are_taken_from_the_brain(settings):
+    parser = parse("train", **settings | {"patch_size": [4, 4, 2]})
+    crop = next(t for t in parser["augmentation"]["transforms"] if t["_target_"] == "RandCropByPosNegLabeld")
+    parser["crop"] = crop | {"pos": 0, "num_samples": 20}
+    brain = torch.full((1, 20, 20, 8), -1.0)
+    brain[:, 8:12, 8:12, 3:5] = 0
+    zeros = torch.zeros_like(brain)
+    patches = parser.get_parsed_content("crop")({"image": brain, "target": brain, "label": zeros})
+    assert all(bool((patch["image"] > -1).any()) for patch in patches)
+
+
+def test_strong_augmentation_changes_the_source_and_keeps_the_targets_intensities(settings):
+    parser = parse("train", "strong_augmentation", **settings)
+    plain = parse("train", **settings).get_parsed_content("train::preprocessing")
+    transforms = parser.get_parsed_content("train::preprocessing").transforms
+    added = transforms[len(plain.transforms) :]
+    assert added
+    for transform in added[1:]:  # the first moves all three alike
+        assert transform.keys == ("image",)
+    item = {key: torch.rand(channels, 16, 16, 4) * 2 - 1 for key, channels in {"image": 3, "target": 1}.items()}
+    item["label"] = (item["target"] > 0).float()
+    changed = Compose(added)(item)
+    assert not torch.equal(changed["image"], item["image"])
 
 
 @pytest.mark.parametrize("overlays", [[], ["tumor_crop"]], ids=["whole volume", "crop around the tumor"])

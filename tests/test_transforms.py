@@ -6,10 +6,16 @@ import pytest
 import torch
 from cohort import oblique_affine, save
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, Invertd
+from monai.transforms import Compose, CropForegroundd, Invertd, RandScaleIntensity
 
 from tissnet_components.datasets.cases import BadCase
-from tissnet_components.transforms import AbsoluteDifferenced, LoadCased, NormalizeBrain, NormalizeBraind
+from tissnet_components.transforms import (
+    AbsoluteDifferenced,
+    LoadCased,
+    NormalizeBrain,
+    NormalizeBraind,
+    RandEachChanneld,
+)
 
 SHAPE = (4, 5, 6)
 OBLIQUE = oblique_affine((0.9, 1.1, 5))
@@ -147,3 +153,14 @@ def test_two_maps_differ_by_their_absolute_difference():
 def test_a_difference_needs_two_maps():
     with pytest.raises(ValueError, match="two keys"):
         AbsoluteDifferenced("fine", "disagreement")
+
+
+def test_each_channel_is_changed_by_a_factor_of_its_own_and_the_same_seed_repeats_it():
+    image = torch.ones(3, 2, 2, 2)
+    transform = RandEachChanneld("image", RandScaleIntensity(factors=0.5, prob=1.0))
+    first, second = (transform.set_random_state(seed=3)({"image": image})["image"] for _ in range(2))
+    factors = [set(channel.flatten().tolist()) for channel in first]
+    assert all(len(factor) == 1 for factor in factors)
+    assert len(set.union(*factors)) == 3
+    assert torch.equal(first, second)
+    assert torch.equal(image, torch.ones(3, 2, 2, 2))

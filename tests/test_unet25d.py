@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tissnet_components.unet25d import Decoder25D, DualBranchUNet25D, Encoder25D, UNet25D
+from tissnet_components.unet25d import Decoder25D, DualBranchUNet25D, Encoder25D, PReLU, UNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
 PAPER, WIDE = [16, 32, 64, 128, 256], [32, 64, 128, 256, 512]
@@ -165,3 +165,16 @@ def test_an_impossible_network_is_refused(build, message):
 def test_a_segmentation_without_evidence_starts_at_the_foreground_prior():
     decoder = Decoder25D(1, [2, 4, 4, 4, 4], "sigmoid")
     assert torch.allclose(decoder.activation(decoder.head(torch.zeros(1, 2, 1, 1, 1))), torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_fast_prelu_has_the_values_and_gradients_of_pytorchs(dtype):
+    image, upstream = torch.randn(2, 3, 4, 5, 6).to(dtype), torch.randn(2, 3, 4, 5, 6).to(dtype)
+    results = []
+    for module in (PReLU(), torch.nn.PReLU()):
+        leaf = image.clone().requires_grad_()
+        output = module.to(dtype)(leaf)
+        output.backward(upstream)
+        results.append((output, leaf.grad, module.weight.grad))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
 from monai.utils import SpaceKeys
 
 from tissnet_components.datasets.cases import BadCase, check_intensities, check_label, check_readable, check_same_grid
@@ -118,3 +118,36 @@ class AbsoluteDifferenced(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         return {**data, self.output_key: (data[self.keys[0]] - data[self.keys[1]]).abs()}
+
+
+class RandEachChanneld(Randomizable, MapTransform):
+    """Apply a random transform to every channel on its own: scanners differ in each contrast independently.
+
+    Args:
+        transform: one of MONAI's random array transforms, such as ``RandHistogramShift``.
+
+    Shapes:
+        image: (C, X, Y, Z); the same comes back.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, transform: RandomizableTransform, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = transform
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> "RandEachChanneld":
+        self.transform.set_random_state(seed, state)
+        super().set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            image = changed[key].clone()
+            for channel in range(len(image)):
+                image[channel : channel + 1] = self.transform(image[channel : channel + 1])
+            changed[key] = image
+        return changed
