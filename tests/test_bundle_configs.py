@@ -24,6 +24,7 @@ OVERLAYS = {  # overlay -> what it lies on
     "direct_segmentation": ["train"],
     "wide": ["train"],
     "strong_augmentation": ["train"],
+    "few_patients": ["train"],
     "evaluate": ["train"],
     "tumor_crop": ["train", "evaluate"],
 }
