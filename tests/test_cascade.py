@@ -1,3 +1,6 @@
+import copy
+import zipfile
+
 import pytest
 import torch
 from torch import nn
@@ -5,8 +8,10 @@ from torch import nn
 from tissnet_components.cascade import (
     PerceivedCascade,
     TissNet,
+    compact,
     load_perceptor,
     load_weights,
+    read_state,
     refine_with_error,
 )
 from tissnet_components.unet25d import UNet25D
@@ -195,3 +200,22 @@ def test_the_perceptor_is_frozen(weights):
 def test_a_missing_perceptor_prints_the_command_that_trains_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"monai.bundle run training .*direct_segmentation.json"):
         load_perceptor(UNet25D(1, WIDTHS), str(tmp_path / "perceptor.pt"))
+
+
+def test_compact_weights_load_strictly_and_are_deflated_halves(network, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    compact(str(tmp_path / "model.pt"), str(tmp_path / "small" / "model.pt"))
+    loaded = load_weights(copy.deepcopy(network), str(tmp_path / "small" / "model.pt"))
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == network.state_dict()[name].dtype
+        torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-3, atol=1e-6)
+    stored = {name: value.dtype for name, value in read_state(tmp_path / "small" / "model.pt").items()}
+    assert set(stored.values()) == {torch.float16, torch.int64}
+    assert [entry.compress_type for entry in zipfile.ZipFile(tmp_path / "small" / "model.pt").infolist()][0] == 8
+
+
+def test_weights_too_large_for_half_precision_are_not_compacted(tmp_path):
+    torch.save({"scale": torch.tensor(1e6)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"scale of .* does not fit half precision"):
+        compact(str(tmp_path / "model.pt"), str(tmp_path / "small.pt"))
+    assert not (tmp_path / "small.pt").exists()

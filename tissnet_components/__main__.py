@@ -5,12 +5,19 @@ import sys
 
 import fire
 
+from tissnet_components.cascade import compact
 from tissnet_components.datasets.brats import prepare_brats
 from tissnet_components.datasets.phantom import phantom
 from tissnet_components.report.html import report
 from tissnet_components.segment import segment
 
-COMMANDS = {"phantom": phantom, "prepare_brats": prepare_brats, "segment": segment, "report": report}
+COMMANDS = {
+    "phantom": phantom,
+    "prepare_brats": prepare_brats,
+    "segment": segment,
+    "report": report,
+    "compact": compact,
+}
 
 
 def refuse_unknown_options(words: list[str]) -> None:

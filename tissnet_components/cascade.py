@@ -1,5 +1,7 @@
 """The cascade: generator, then segmentor (Fig. 2d), and loading what was trained."""
 
+import io
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,6 +128,38 @@ def read_state(path: str | Path) -> dict:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict; save network.state_dict()")
     return state
+
+
+def compact(weights: str, out: str) -> None:
+    """Write weights in half precision and deflated, about 45 percent of their size, as the bundles ship them.
+
+    Example:
+        python -m tissnet_components compact --weights runs/models/model.pt --out bundles/tissnet_brats/models/model.pt
+
+    ``torch.load`` reads the result as any other file; a network takes it up in its own precision.
+
+    Args:
+        weights: file of weights, as training writes it.
+        out: file to write.
+
+    Raises:
+        ValueError: not a file of weights, or a value too large for half precision.
+    """
+    state = {name: value.half() if value.is_floating_point() else value for name, value in read_state(weights).items()}
+    overflown = [name for name, value in state.items() if not value.isfinite().all()]
+    if overflown:
+        raise ValueError(f"{overflown[0]} of {weights} does not fit half precision; ship the weights as they are")
+    stored = io.BytesIO()
+    torch.save(state, stored)
+    partial = Path(f"{out}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        zipfile.ZipFile(stored) as plain,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as dense,
+    ):
+        for entry in plain.namelist():
+            dense.writestr(zipfile.ZipInfo(entry), plain.read(entry), zipfile.ZIP_DEFLATED)
+    partial.replace(out)
 
 
 def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
