@@ -153,12 +153,9 @@ def compact(weights: str, out: str) -> None:
     torch.save(state, stored)
     partial = Path(f"{out}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        zipfile.ZipFile(stored) as plain,
-        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as dense,
-    ):
+    with zipfile.ZipFile(stored) as plain, zipfile.ZipFile(partial, "w") as dense:
         for entry in plain.namelist():
-            dense.writestr(zipfile.ZipInfo(entry), plain.read(entry), zipfile.ZIP_DEFLATED)
+            dense.writestr(zipfile.ZipInfo(entry), plain.read(entry), zipfile.ZIP_DEFLATED, compresslevel=9)
     partial.replace(out)
 
 
