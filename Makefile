@@ -1,11 +1,12 @@
 # make demo: the whole system on a simulated cohort.  make test: all tests.  make bench: timings.
+# make weights GLIOMAS=folder CONTOURS=folder: train what the bundles ship.
 # Each sets up what it needs in .venv; `make clean` removes it.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-fast bench clean
+.PHONY: demo test test-fast bench weights clean
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -17,6 +18,10 @@ test-fast: $(VENV)/ready
 
 demo: $(VENV)/ready
 	bash demo.sh $(PY)
+
+weights: $(VENV)/ready
+	bash weights.sh $(PY) brats "$(GLIOMAS)"
+	bash weights.sh $(PY) vs "$(CONTOURS)"
 
 bench: $(VENV)/ready
 	$(PY) -m benchmarks

@@ -24,7 +24,7 @@ OVERLAYS = {  # overlay -> what it lies on
     "direct_segmentation": ["train"],
     "wide": ["train"],
     "strong_augmentation": ["train"],
-    "few_patients": ["train"],
+    "weights": ["train"],
     "evaluate": ["train"],
     "tumor_crop": ["train", "evaluate"],
 }
@@ -176,8 +176,8 @@ def test_inference_runs_the_network_that_was_trained(overlays):
     assert parse("train")["network_def"] == parse("inference")["network_def"]
 
 
-def test_inference_shares_its_settings_with_training():
-    train, inference = read("train"), read("inference")
+def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
+    train, inference = read("train") | read("weights"), read("inference")
     own = {"imports", "network", "preprocessing", "initialize", "run"}
     shared = (train.keys() & inference.keys()) - own
     assert {"widths", "spacing_mm", "percentiles", "patch_size", "source_modalities", "dropout"} <= shared
@@ -186,7 +186,8 @@ def test_inference_shares_its_settings_with_training():
 
 def test_inference_prepares_images_exactly_as_training_does(tmp_path):
     case = write_case(tmp_path / "anna", shape=(30, 32, 10), affine=oblique_affine((1.2, 0.9, 4)))
-    trained, run = (parse(name).get_parsed_content("preprocessing")(case)["image"] for name in ("train", "inference"))
+    configs = (["train", "weights"], ["inference"])
+    trained, run = (parse(*names).get_parsed_content("preprocessing")(case)["image"] for names in configs)
     torch.testing.assert_close(trained.as_tensor(), run.as_tensor(), rtol=0, atol=0)
     np.testing.assert_array_equal(trained.affine, run.affine)
 

@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 BRATS, VS = (Path(__file__).parents[1] / "bundles" / name for name in ("tissnet_brats", "tissnet_vs"))
 OWN_SETTINGS = {"source_modalities", "spacing_mm", "percentiles", "box_size", "preprocessing", "training_box"}
-OWN_FILES = {"configs/metadata.json", "configs/tumor_crop.json", "configs/train.json", "configs/inference.json"}
+OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "weights")}
 
 
 def files(bundle: Path) -> set[str]:
@@ -30,7 +30,7 @@ def test_every_other_file_is_the_same_text(name):
     assert (BRATS / name).read_text() == (VS / name).read_text()
 
 
-@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize("name", ["train", "inference", "weights"])
 def test_the_main_configs_differ_in_the_tasks_settings_alone(name):
     brats, vs = (json.loads((bundle / "configs" / f"{name}.json").read_text()) for bundle in (BRATS, VS))
     differing = {key for key in brats.keys() | vs.keys() if brats.get(key) != vs.get(key)}
@@ -52,7 +52,7 @@ def test_schwannoma_training_sees_a_box_centred_on_the_tumor_and_inference_the_w
     train, infer = ConfigParser(), ConfigParser()
     train.read_config(str(VS / "configs" / "train.json"))
     infer.read_config(str(VS / "configs" / "inference.json"))
-    train["box_size"] = [32, 32, 12]
+    train["box_size"], infer["spacing_mm"] = [32, 32, 12], [0.41, 0.41, 1.5]
     boxed = train.get_parsed_content("validate::preprocessing")(case)
     assert boxed["image"].shape == boxed["target"].shape == boxed["label"].shape == (1, 32, 32, 12)
     centre = boxed["label"][0].nonzero().float().mean(0)
