@@ -1,6 +1,7 @@
 """What the bundles attach to their engines and MONAI and Ignite lack."""
 
 import logging
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver, ProgressBar
 from monai.engines import Evaluator, Trainer
+from monai.transforms import Randomizable
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -31,6 +33,31 @@ class LossProgressBar(ProgressBar):
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine, output_transform=losses_of)
+
+
+class SeedEachEpoch:
+    """Seeds every source of chance anew at the start of each epoch, from the seed and the epoch's number.
+
+    An epoch then draws the same patches, augmentation, order and dropout whether the training ran up to it or was
+    resumed before it: on CPU, a resumed training is the uninterrupted one, bit by bit.
+
+    Args:
+        seed: of the training.
+        transform: the random transforms of the training's data.
+    """
+
+    def __init__(self, seed: int, transform: Randomizable) -> None:
+        self.seed, self.transform = seed, transform
+
+    def attach(self, engine: Trainer) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Trainer) -> None:
+        seed = (self.seed + 1_000_003 * engine.state.epoch) % 2**32
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        self.transform.set_random_state(seed)
 
 
 class TrainingCheckpoint:
@@ -82,7 +109,7 @@ class TrainingCheckpoint:
     def _checkpoint(self, engine: Trainer) -> dict[str, Any]:
         best = {key: getattr(self.evaluator.state, key) for key in ("best_metric", "best_metric_epoch")}
         states = {key: value.state_dict() for key, value in self.objects.items()}
-        return {**states, "epoch": engine.state.epoch, "best": best, "rng": torch.get_rng_state()}
+        return {**states, "epoch": engine.state.epoch, "best": best}
 
     def _resume(self, engine: Trainer, path: Path) -> None:
         checkpoint = read_state(path)
@@ -93,7 +120,6 @@ class TrainingCheckpoint:
                 value.load_state_dict(checkpoint[key])
         for key, value in checkpoint["best"].items():
             setattr(self.evaluator.state, key, value)
-        torch.set_rng_state(checkpoint["rng"])
         engine.state.epoch = min(checkpoint["epoch"], engine.state.max_epochs)
         engine.state.iteration = engine.state.epoch * (engine.state.epoch_length or 0)
         if engine.state.epoch >= engine.state.max_epochs:
