@@ -68,6 +68,15 @@ def read_rtstruct(file: str | Path, structure: str | None = None) -> list[np.nda
     return _checked([np.reshape(contour.ContourData, (-1, 3)) for contour in contours], file)
 
 
+def referenced_series(file: str | Path) -> str | None:
+    """UID of the series that an RTSTRUCT was drawn on, if it says so."""
+    try:
+        frame = import_pydicom().dcmread(file).ReferencedFrameOfReferenceSequence[0]
+        return str(frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].SeriesInstanceUID)
+    except (AttributeError, IndexError, OSError):
+        return None
+
+
 def move(contours: Sequence[np.ndarray], matrix: np.ndarray) -> list[np.ndarray]:
     """Contours carried by a 4x4 matrix between LPS spaces."""
     return [points @ matrix[:3, :3].T + matrix[:3, 3] for points in contours]
@@ -104,7 +113,8 @@ def tumor_mask(contours: Sequence[np.ndarray], shape: Sequence[int], affine: np.
     to_lps = LPS_TO_RAS @ affine
     voxels = _voxels_around(np.concatenate(contours), thickness, shape, to_lps)
     points = (voxels @ to_lps[:3, :3].T + to_lps[:3, 3]) @ frame.T
-    within = np.abs(points[:, 2] - heights.mean()) <= (np.ptp(heights) + thickness) / 2
+    height = points[:, 2] + 1e-6  # a slice at either end, by a hair, is in at one end and out at the other
+    within = (height >= heights[0] - thickness / 2) & (height < heights[-1] + thickness / 2)
     voxels, points = voxels[within], points[within]
     depth = _depth_mm(points, heights, planes)
     wanted = volume_mm3(contours) / abs(np.linalg.det(affine[:3, :3]))
