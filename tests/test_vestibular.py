@@ -224,11 +224,13 @@ def test_an_interrupted_conversion_goes_on_and_nothing_half_written_counts(tmp_p
     assert [path.name for path in calls[5:]] == [f"VS-SEG-002_{kind}.nii.gz" for kind in ("t2", "t1ce", "seg")]
 
 
-def test_several_processes_convert_as_one_does(tmp_path):
-    patients = write_download(tmp_path / "tcia", [1, 2])
-    prepare_vs(str(tmp_path / "tcia"), str(tmp_path / "out"), workers=2)
-    for patient in patients:
-        assert within_half_a_voxel(load(tmp_path, patient, "seg"), patient.tumor_in_t2, RADIUS_MM)
+def test_other_processes_convert_too_and_send_their_reasons_back(tmp_path, capsys):
+    good, bad = write_download(tmp_path / "tcia", [1, 2])
+    shutil.rmtree(next((tmp_path / "tcia").glob(f"*/*/{bad.name}/*/*t1*")))
+    with pytest.raises(ValueError, match="1 of 2 patients are not in the datalist"):
+        prepare_vs(str(tmp_path / "tcia"), str(tmp_path / "out"), workers=2)
+    assert within_half_a_voxel(load(tmp_path, good, "seg"), good.tumor_in_t2, RADIUS_MM)
+    assert "VS-SEG-002 no T1 scan" in printed(capsys)
 
 
 def test_bad_patients_are_named_and_the_rest_goes_on(tmp_path, capsys):

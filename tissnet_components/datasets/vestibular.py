@@ -27,7 +27,7 @@ from tissnet_components.datasets.contours import (
     referenced_series,
     tumor_mask,
 )
-from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, find_series, read_series
+from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
 from tissnet_components.report import write_whole
 
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
@@ -115,10 +115,10 @@ def find_patients(root: Path) -> dict[str, Found]:
         ValueError: nothing is there.
     """
     found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for file in sorted(root.rglob("*")):
+    for file in files_below(root):
         path = f"/{file.relative_to(root).as_posix()}"
         kind = next((kind for kind, pattern in FILE_KIND.items() if pattern.fullmatch(path)), None)
-        if kind and patient_name(path) and not file.name.startswith("."):
+        if kind and patient_name(path):
             found[patient_name(path)][kind].append(file)
     for series in find_series(root):
         kind = "rtstruct" if series.modality == "RTSTRUCT" else series.modality
