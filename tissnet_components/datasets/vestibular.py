@@ -80,7 +80,7 @@ def prepare_vs(
             training, 182-201 for validation, 202-250 for test.
         structures: the tumor's contours by name, for patients whose names do not tell, such as
             VS-SEG-063=Men,VS-SEG-073=Men.
-        workers: patients converted at the same time; by default one per core, at most eight. Each needs about 1 GB.
+        workers: patients converted at the same time; by default one per core, at most eight. Each needs about 1.2 GB.
 
     Raises:
         ValueError: one sentence: an argument is wrong, or some patients could not be converted.
