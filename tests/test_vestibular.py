@@ -315,6 +315,17 @@ def test_what_is_no_affine_transform_is_refused(tmp_path):
         read_transform(file)
 
 
+def test_what_is_there_twice_is_not_guessed(one, capsys):
+    folder, patient = one
+    write_contours(folder / "tcia" / "again", patient)
+    assert "are the patient's t1 contours; keep one of them" in why(folder, capsys)
+    for file in (folder / "tcia").rglob("contours.json"):
+        file.unlink()
+    write_rtstruct(folder / "tcia", patient, "t2")
+    write_rtstruct(folder / "tcia", patient, "t2")
+    assert "are the patient's RTSTRUCT; keep one of them" in why(folder, capsys)
+
+
 def test_contours_outside_the_image_are_named(tmp_path, capsys):
     patient = simulate(1)
     patient.contours = {key: [loop + np.array([60, 0, 0]) for loop in loops] for key, loops in patient.contours.items()}

@@ -283,12 +283,18 @@ def _tumor(
         file = _only(found, f"{weighting} contours")
         if file:
             return move(read_contours(file, structure), matrix)
-    drawn_on = {referenced_series(series.files[0]): series.files[0] for series in found.get("rtstruct", ())}
     for weighting, matrix in to_t2.items():
-        file = drawn_on.get(getattr(scans[weighting], "uid", None))
+        file = _rtstruct(found, scans[weighting])
         if file:
             return move(read_rtstruct(file, structure), matrix)
     raise BadCase("no contours of these scans, neither JSON nor RTSTRUCT; download TCIA's contours too")
+
+
+def _rtstruct(found: Found, scan: Path | Series) -> Path | None:
+    """The RTSTRUCT that was drawn on a scan."""
+    files = [file for series in found.get("rtstruct", ()) for file in series.files]
+    drawn = [file for file in files if isinstance(scan, Series) and referenced_series(file) == scan.uid]
+    return _only({"RTSTRUCT": drawn}, "RTSTRUCT")
 
 
 def _read(scan: Path | Series) -> nib.Nifti1Image:
