@@ -8,12 +8,14 @@ import fire
 from tissnet_components.cascade import compact
 from tissnet_components.datasets.brats import prepare_brats
 from tissnet_components.datasets.phantom import phantom
+from tissnet_components.datasets.vestibular import prepare_vs
 from tissnet_components.report.html import report
 from tissnet_components.segment import segment
 
 COMMANDS = {
     "phantom": phantom,
     "prepare_brats": prepare_brats,
+    "prepare_vs": prepare_vs,
     "segment": segment,
     "report": report,
     "compact": compact,

@@ -76,7 +76,7 @@ def prepare_brats(
     Raises:
         ValueError: one sentence, before anything is read when an argument is wrong, or when no case is usable.
     """
-    folder, datalist = _existing_folder(root), _writable(out)
+    folder, datalist = existing_folder(root), _writable(out)
     sources = _chosen_sources(source, target)
     assigned = read_split(split) if split else None
     workers = workers or min(8, os.cpu_count() or 1)
@@ -86,13 +86,13 @@ def prepare_brats(
     entries, incomplete = _entries(found, sources, target)
     good, failed = usable_cases(entries, workers)
     skipped |= incomplete | failed
-    _print_skipped(skipped, folder)
+    print_skipped(skipped, folder)
     if not good:
         raise ValueError(f"none of the {len(skipped)} cases in {folder} is usable, see the reasons above")
     names = [entry["case"] for entry in good]
     sections = split_cases(names, seed) if assigned is None else _by_section(assigned, names)
     _write_datalist(datalist, good, sections, sources, target, f"seed {seed}" if assigned is None else Path(split).name)
-    _print_summary(datalist, sections, sources, target, len(skipped))
+    print_summary(datalist, sections, sources, target, len(skipped))
 
 
 def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg")) -> dict[str, dict[str, Path]]:
@@ -107,7 +107,7 @@ def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg"
     """
     candidates = {
         case: {modality: files[modality] for modality in files if modality in modalities}
-        for case, files in _candidates(_existing_folder(root)).items()
+        for case, files in _candidates(existing_folder(root)).items()
     }
     unique, doubled = _unambiguous({case: files for case, files in candidates.items() if files})
     for reason in doubled.values():
@@ -134,18 +134,22 @@ def split_cases(names: Sequence[str], seed: int, proportions: Sequence[int] = PA
 def read_split(path: str | Path) -> dict[str, str]:
     """Read a CSV with the columns ``case`` and ``split``: case -> "training", "validation" or "test".
 
+    The first line may name the columns; TCIA's split_TCIA.csv has no such line.
+
     Raises:
         ValueError: missing file or column, an unknown split, a case named twice.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+            named = file.readline().rpartition(",")[2].strip().lower() not in SPLIT_SYNONYMS
+            file.seek(0)
+            rows = list(csv.DictReader(file, None if named else ["case", "split"], skipinitialspace=True))
     except (OSError, UnicodeError, csv.Error) as error:
         raise ValueError(
             f"split file {path} cannot be read ({error}); expected a CSV with columns case,split"
         ) from error
     assigned: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in enumerate(rows, start=2 if named else 1):
         case, section = (row.get("case") or "").strip(), SPLIT_SYNONYMS.get((row.get("split") or "").strip().lower())
         if not case or not section:
             raise ValueError(f"{path}, line {line}: got {row}, expected case,split with split one of {SECTIONS}")
@@ -157,7 +161,7 @@ def read_split(path: str | Path) -> dict[str, str]:
     return assigned
 
 
-def _existing_folder(root: str | Path) -> Path:
+def existing_folder(root: str | Path) -> Path:
     folder = Path(abspath(Path(str(root)).expanduser()))  # Fire hands a folder called 2020 over as a number
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that the download was unpacked to")
@@ -403,7 +407,7 @@ def _relative(entry: Mapping, folder: Path) -> dict:
     return {**entry, "image": image, "target": shorten(entry["target"]), "label": shorten(entry["label"])}
 
 
-def _print_skipped(skipped: Mapping[str, str], root: Path) -> None:
+def print_skipped(skipped: Mapping[str, str], root: Path) -> None:
     """A row per reason, so that 125 unlabelled cases are one line."""
     if not skipped:
         return
@@ -417,7 +421,7 @@ def _print_skipped(skipped: Mapping[str, str], root: Path) -> None:
     Console().print(table)
 
 
-def _print_summary(
+def print_summary(
     path: Path, sections: Mapping[str, Sequence[str]], sources: Sequence[str], target: str, skipped: int
 ) -> None:
     counts = ", ".join(f"{len(names)} {section}" for section, names in sections.items())
