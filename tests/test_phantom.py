@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -30,7 +31,7 @@ def quick(monkeypatch):
     def patient(rng, spacing):
         return {kind: rng.integers(0, 99, (3, 3, 3), dtype=np.int16) for kind in ("t1", "t1ce", "t2", "flair", "seg")}
 
-    monkeypatch.setitem(module.TASKS, "brats", patient)
+    monkeypatch.setitem(module.TASKS, "brats", replace(module.TASKS["brats"], patient=patient))
 
 
 def volumes(folder: Path) -> dict[str, bytes]:
@@ -100,7 +101,7 @@ def test_the_split_has_the_proportions_of_the_paper(cases, expected):
 
 
 def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monkeypatch):
-    patient, calls = module.TASKS["brats"], []
+    patient, calls = module.TASKS["brats"].patient, []
 
     def power_cut(rng, spacing):
         calls.append(rng)
@@ -108,7 +109,7 @@ def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monke
             raise KeyboardInterrupt
         return patient(rng, spacing)
 
-    monkeypatch.setitem(module.TASKS, "brats", power_cut)
+    monkeypatch.setitem(module.TASKS, "brats", replace(module.TASKS["brats"], patient=power_cut))
     with pytest.raises(KeyboardInterrupt):
         phantom("brats", tmp_path / "cut", 4, workers=1)
     assert not (tmp_path / "cut" / "Phantom_0003").exists() and not (tmp_path / "cut" / "datalist.json").exists()
@@ -122,7 +123,7 @@ def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "liver"}, "unknown task 'liver'; known: ['brats']"),
+        ({"task": "liver"}, "unknown task 'liver'; known: ['brats', 'vs']"),
         ({"cases": 2}, "cases is 2, expected an integer of at least 3"),
         ({"cases": "many"}, "cases is 'many', expected an integer of at least 3"),
         ({"seed": -1}, "seed is -1, expected an integer of at least 0"),

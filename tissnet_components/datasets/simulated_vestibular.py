@@ -1,0 +1,346 @@
+"""One simulated patient with a vestibular schwannoma: high-resolution T2 and contrast-enhanced T1 of a skull base.
+
+Arrays have shape (X, Y, Z) on a `Grid`. Sequences are those of Vestibular-Schwannoma-SEG (Shapey et al. 2021, doi
+10.7937/TCIA.9YTJ-5Q73), whose T2 is measured after the contrast agent was given: the acquisition times say so in 241
+of its 242 patients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy import fft, ndimage
+from skimage.draw import polygon2mask
+
+from tissnet_components.datasets.mr_physics import (
+    TISSUES_1_5T,
+    Tissue,
+    Value,
+    balanced_steady_state,
+    blend,
+    constructive_interference,
+    driven_equilibrium,
+    spoiled_gradient_echo,
+    with_gadolinium,
+)
+from tissnet_components.datasets.simulated_brain import ATLAS_PER_BRAIN
+from tissnet_components.datasets.simulated_glioma import Site, push_aside, radius_of
+from tissnet_components.datasets.simulated_skull_base import (
+    CANAL,
+    COCHLEA,
+    LABEL,
+    TISSUES,
+    Anatomy,
+    Ellipsoid,
+    Grid,
+    Tube,
+    atlas_frame,
+    posterior_wall,
+    skull_base,
+)
+
+MRSequence = Callable[..., Value]
+SITE = (20.0, -23.5, -37.0)  # where a schwannoma of the right side is centred, in atlas coordinates
+VOLUME_ML = (0.1, 20.0)
+BINS = 64  # of the phase by off-resonance, from -pi to pi
+
+RELAXATION = dict(zip(TISSUES, TISSUES, strict=True)) | {
+    "brain": "grey",
+    "artery": "blood",
+    "vein": "blood",
+    "labyrinth": "csf",
+    "tumor": "schwannoma",
+}
+"""Which of `TISSUES_1_5T` a label has."""
+
+AGENT_MMOL_L = {
+    "brain": (0.0, 0.01),
+    "artery": (0.5, 1.0),
+    "vein": (0.3, 0.8),
+    "muscle": (0.02, 0.08),
+    "fat": (0.0, 0.02),
+    "marrow": (0.02, 0.1),
+    "gland": (0.1, 0.35),
+    "mucosa": (0.15, 0.5),
+    "dura": (0.1, 0.4),
+    "tumor": (0.25, 0.7),
+}
+"""Contrast agent some minutes after the injection, lowest and highest; brain has a barrier, CSF and bone have none."""
+
+
+@dataclass(frozen=True)
+class Schwannoma:
+    """Of one tumor: where it is, and at each of its voxels how cystic it is and how much agent it takes up."""
+
+    mask: np.ndarray  # bool
+    cystic: np.ndarray  # fraction, of mask's voxels alone
+    agent: np.ndarray  # mmol/l, of mask's voxels alone
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Contours of a real tumor in the space of its T2, without anything else of the patient.
+
+    Attributes:
+        polygons: points (N, 3) in mm towards left, posterior and superior; each polygon lies in about one slice.
+        cochlea: centre of the cochlea on the same side in the same coordinates, None if nobody drew it.
+    """
+
+    polygons: list[np.ndarray]
+    cochlea: np.ndarray | None
+
+
+def vestibular_patient(
+    rng: np.random.Generator, outline: Outline | None = None, grid: Grid | None = None
+) -> dict[str, np.ndarray]:
+    """Simulate one patient.
+
+    Args:
+        outline: of the tumor; None draws one.
+
+    Returns:
+        ``t2`` and ``t1ce`` (int16, arbitrary units), and ``seg`` (uint8, 1 is tumor).
+    """
+    grid = grid or Grid()
+    side = int(rng.choice([-1, 1]))
+    jitter = rng.uniform([-10, -9, -7], [38, 9, 7]) * [side, 1, 1]
+    position = atlas_frame(rng, grid, np.multiply(SITE, [side, 1, 1]), grid.centre_mm - jitter)
+    if outline is None:
+        mask = grow_tumor(rng, grid, position, side, volume_ml(rng))
+    else:
+        mask = fill_outline(grid, position, side, outline)
+    anatomy = skull_base(rng, grid, position, displaced_brain(rng, grid, position, mask))
+    anatomy = with_tumor(rng, grid, anatomy, mask)
+    schwannoma = compose_tumor(rng, grid, mask)
+    return {**image(rng, grid, anatomy, schwannoma), "seg": mask.astype(np.uint8)}
+
+
+def volume_ml(rng: np.random.Generator) -> float:
+    """Log-normal around 1.4 ml, the median of the collection, whose 5th and 95th percentiles are 0.23 and 6.8 ml."""
+    return float(np.clip(np.exp(rng.normal(np.log(1.4), 1.05)), *VOLUME_ML))
+
+
+def grow_tumor(rng: np.random.Generator, grid: Grid, position: np.ndarray, side: int, volume: float) -> np.ndarray:
+    """Mask of `volume` ml: a plug in the internal auditory canal and a lobulated ball in the cistern before it."""
+    in_canal = min(float(rng.uniform(0.1, 0.5)), 0.9 * volume)
+    larger = float(np.prod(ATLAS_PER_BRAIN))
+    radius = radius_of((volume - in_canal) * larger)
+    end = float(rng.uniform(24, 30))
+    plug = Tube([np.multiply(CANAL.path[0], [side, 1, 1]), (side * end, -21, -36.5)], 0)
+    plug_radius = np.sqrt(in_canal * 1000 * larger / np.pi / (end - 15))
+    centre = np.array([16.5 - 0.45 * radius, -22.5 - 0.5 * radius, -36.5]) + rng.normal(0, [0.8, 0.8, 1])
+    ball = Ellipsoid(centre * [side, 1, 1], rng.uniform(0.85, 1.15, 3) * [1.1, 1, 1])
+    lobulation = sum(a * grid.smooth_field(rng, length) for a, length in ((0.16, 14), (0.07, 6)))
+    ball_radius = (1 - ball.depth(position) / min(ball.radii)) * np.exp(lobulation)
+    ball_radius += 1.5 * np.maximum(0, posterior_wall(position) + 0.5)
+    reach = np.minimum(ball_radius / max(radius, 0.5), -plug.depth(position) * np.exp(lobulation) / plug_radius)
+    voxels = round(volume / grid.voxel_ml)
+    return reach < np.partition(reach.ravel(), voxels)[voxels]
+
+
+def tumor_outlines(folder: Path) -> list[Outline]:
+    """The tumors contoured in T2 that lie below `folder`, in the order of their files' names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    outlines = []
+    for file in sorted(folder.rglob("*contours*T2w.json")):
+        structures = {s["structure_name"].strip().lower(): s for s in json.loads(file.read_text(encoding="utf-8"))}
+        tumor = structures.get("tv") or structures.get("an")
+        cochlea = structures.get("cochlea")
+        if tumor:
+            polygons = [np.array(points) for points in tumor["LPS_contour_points"]]
+            centre = np.concatenate([np.array(p) for p in cochlea["LPS_contour_points"]]).mean(0) if cochlea else None
+            outlines.append(Outline(polygons, centre))
+    if not outlines:
+        raise ValueError(f"{folder} holds no contours of a tumor; expected the contours of Vestibular-Schwannoma-SEG")
+    return outlines
+
+
+def fill_outline(grid: Grid, position: np.ndarray, side: int, outline: Outline) -> np.ndarray:
+    """Mask of a real outline, mirrored to `side` if need be and placed by its cochlea, otherwise by its centre."""
+    points = np.concatenate(outline.polygons)
+    anchor, place = (points.mean(0), SITE) if outline.cochlea is None else (outline.cochlea, COCHLEA)
+    mirror = [side * -np.sign(points[:, 0].mean()), 1, 1]  # a tumor of the left side has positive x; 1 is right
+    gap = sum((position[axis] - place[axis] * (side, 1, 1)[axis]) ** 2 for axis in range(3))
+    offset = np.unravel_index(gap.argmin(), gap.shape) * np.array(grid.spacing_mm)
+    planes: dict[float, np.ndarray] = {}
+    for polygon in outline.polygons:
+        voxels = ((polygon - anchor) * mirror + offset) / grid.spacing_mm
+        k = round(float(voxels[:, 2].mean()) * 4) / 4
+        planes[k] = planes.get(k, False) ^ polygon2mask(grid.shape[:2], voxels[:, :2])
+    return interpolate_planes(planes, grid.shape[2])
+
+
+def interpolate_planes(planes: dict[float, np.ndarray], count: int) -> np.ndarray:
+    """Mask of `count` slices from masks at fractional slices, by their signed distances (Raya and Udupa 1990)."""
+    heights = sorted(planes)
+    mask = np.zeros((*next(iter(planes.values())).shape, count), bool)
+    depths = [ndimage.distance_transform_edt(planes[k]) - ndimage.distance_transform_edt(~planes[k]) for k in heights]
+    for k in range(max(0, round(heights[0])), min(count - 1, round(heights[-1])) + 1):
+        above = int(np.clip(np.searchsorted(heights, k), 1, len(heights) - 1)) if len(heights) > 1 else 0
+        below = max(0, above - 1)
+        share = np.clip((k - heights[below]) / max(heights[above] - heights[below], 1e-6), 0, 1)
+        mask[..., k] = (1 - share) * depths[below] + share * depths[above] > 0
+    return mask
+
+
+def displaced_brain(rng: np.random.Generator, grid: Grid, position: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mass effect: `position`, with what lay in the place of the tumor pushed aside."""
+    centre = [round(c) for c in ndimage.center_of_mass(mask)]
+    gaps = ((np.arange(n) - c) * mm for n, c, mm in zip(mask.shape, centre, grid.spacing_mm, strict=True))
+    distance = np.sqrt(sum(gap**2 for gap in np.ix_(*gaps))).astype(np.float32)
+    radius_mm = 5 + 1.5 * radius_of(mask.sum() * grid.voxel_ml)
+    return push_aside(position, Site(tuple(centre), distance), radius_mm, rng.uniform(0.25, 0.45))
+
+
+def with_tumor(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, mask: np.ndarray) -> Anatomy:
+    """The anatomy with the tumor in it, and with a cleft of CSF between it and the brain here and there."""
+    labels = anatomy.labels.copy()
+    outside_mm = ndimage.distance_transform_edt(~mask, sampling=grid.spacing_mm)
+    cleft = (outside_mm < 0.5 + 0.7 * grid.smooth_field(rng, 7)) & (labels == LABEL["brain"])
+    labels[cleft] = LABEL["csf"]
+    labels[mask] = LABEL["tumor"]
+    return replace(anatomy, labels=labels)
+
+
+def compose_tumor(rng: np.random.Generator, grid: Grid, mask: np.ndarray) -> Schwannoma:
+    """Solid, heterogeneous or cystic: loose (Antoni B) tissue holds more water than dense, cysts take up no agent."""
+    kind = rng.choice(["solid", "heterogeneous", "cystic"], p=[0.45, 0.35, 0.2])
+    spread = {"solid": 0.12, "heterogeneous": 0.4, "cystic": 0.25}[kind]
+    cysts_above = {"solid": 2.6, "heterogeneous": 1.5, "cystic": 0.5}[kind]
+    field = partial(grid.smooth_field, rng)
+    texture = (0.5 * grid.speckle(rng, 0.7) + 0.5 * field(2.5) + 0.7 * field(5))[mask]
+    loose = np.clip(rng.uniform(-0.1, 0.8) + spread * texture, 0, 0.97)
+    cyst = 1 / (1 + np.exp((cysts_above - (field(6) + 0.5 * field(3))[mask]) / 0.12))
+    uptake = rng.uniform(*AGENT_MMOL_L["tumor"]) * np.exp(0.2 * texture)
+    return Schwannoma(mask, np.maximum(loose, 0.95 * cyst), uptake * (1 - 0.95 * cyst))
+
+
+def image(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, schwannoma: Schwannoma) -> dict[str, np.ndarray]:
+    """Both scans of a patient."""
+    tissues = vary(rng)
+    agents = {name: rng.uniform(*span) for name, span in AGENT_MMOL_L.items()}
+    texture = texture_of(rng, grid, anatomy.labels)
+    air = ndimage.gaussian_filter((anatomy.labels == LABEL["air"]).astype(np.float32), np.divide(4, grid.spacing_mm))
+    off_resonance_hz = rng.uniform(5, 20) * grid.smooth_field(rng, 35) + rng.uniform(0, 60) * air
+    paint = partial(signal, anatomy, schwannoma, tissues, agents)
+    t2_sequence, tr_ms = t2_weighted(rng)
+    t2 = paint(
+        t2_sequence,
+        2 * np.pi * off_resonance_hz * tr_ms / 1000,
+        {"artery": rng.uniform(0, 0.2), "vein": rng.uniform(0.3, 1)},
+    )
+    t2 *= pulsation(rng, grid, anatomy)
+    t1 = paint(t1_weighted(rng), 0 * off_resonance_hz, {"artery": rng.uniform(0.9, 1.4), "vein": rng.uniform(0.5, 1)})
+    return {
+        "t2": scan(rng, grid, t2 * texture, cutoff=rng.uniform(0.65, 0.9), noise=rng.uniform(0.02, 0.07)),
+        "t1ce": scan(rng, grid, t1 * texture**0.7, cutoff=rng.uniform(0.4, 0.8), noise=rng.uniform(0.01, 0.04)),
+    }
+
+
+def vary(rng: np.random.Generator) -> dict[str, Tissue]:
+    """`TISSUES_1_5T` of one patient: 3 % spread in proton density, 8 % in relaxation times."""
+    factors = {name: rng.normal(1, [0.03, 0.08, 0.08]).tolist() for name in TISSUES_1_5T}
+    return {name: Tissue(*np.multiply(tissue, factors[name]).tolist()) for name, tissue in TISSUES_1_5T.items()}
+
+
+def t2_weighted(rng: np.random.Generator) -> tuple[MRSequence, float]:
+    """A sequence as a function of tissue and phase, and its TR: CISS (195 patients of 242), a restored turbo spin echo
+    (47 of 242: TR 750 ms, TE 116 to 124 ms, turbo factor 23), or FIESTA, which other scanners have."""
+    kind = rng.choice(["ciss", "tse", "fiesta"], p=[0.7, 0.2, 0.1])
+    if kind == "tse":
+        sequence = partial(driven_equilibrium, tr_ms=750, te_ms=rng.uniform(116, 124), train_ms=rng.uniform(220, 280))
+        return lambda tissue, phase: sequence(tissue) + 0 * phase, 750
+    if kind == "fiesta":
+        tr_ms = rng.uniform(4.5, 6.5)
+        return partial(balanced_steady_state, tr_ms=tr_ms, te_ms=tr_ms / 2.2, flip_degrees=rng.uniform(45, 70)), tr_ms
+    tr_ms = rng.uniform(9.4, 9.96)
+    return partial(
+        constructive_interference, tr_ms=tr_ms, te_ms=rng.uniform(4.23, 4.43), flip_degrees=rng.uniform(60, 74)
+    ), tr_ms
+
+
+def t1_weighted(rng: np.random.Generator) -> MRSequence:
+    """A spoiled gradient echo: TR 11 ms (235 of 242 patients) or 13 ms, nominal flip angles of 12 to 20 degrees."""
+    sequence = partial(spoiled_gradient_echo, tr_ms=rng.uniform(11, 13), flip_degrees=rng.uniform(10, 20))
+    return lambda tissue, phase: sequence(tissue) + 0 * phase
+
+
+def signal(
+    anatomy: Anatomy,
+    schwannoma: Schwannoma,
+    tissues: dict[str, Tissue],
+    agents: dict[str, float],
+    sequence: MRSequence,
+    phase: np.ndarray,
+    flow: dict[str, float],
+) -> np.ndarray:
+    """Signal of every voxel. `flow` multiplies that of moving blood: inflow brightens it, leaving early darkens it."""
+    bins = np.linspace(-np.pi, np.pi, BINS, endpoint=False)
+    names = {name: tissues[RELAXATION[name]] for name in TISSUES} | {"white": tissues["white"]}
+    table = np.float32(
+        [
+            flow.get(name, 1) * sequence(with_gadolinium(tissue, agents.get(name, 0)), phase=bins)
+            for name, tissue in names.items()
+        ]
+    )
+    column = np.int16(np.round((phase / (2 * np.pi) + 0.5) * BINS)) % BINS
+    out = table[anatomy.labels, column]
+    brain = anatomy.labels == LABEL["brain"]
+    grey, white, csf = (table[row][column[brain]] for row in (LABEL["brain"], -1, LABEL["csf"]))
+    out[brain] += anatomy.white[brain] * (white - grey) + anatomy.fluid[brain] * (csf - grey)
+    solid = blend(tissues["schwannoma"], tissues["cyst"], schwannoma.cystic)
+    out[schwannoma.mask] = sequence(with_gadolinium(solid, schwannoma.agent), phase=phase[schwannoma.mask])
+    return out
+
+
+def texture_of(rng: np.random.Generator, grid: Grid, labels: np.ndarray) -> np.ndarray:
+    """Factors around 1: trabeculae in marrow, lobules in fat and glands, bundles in muscle."""
+    roughness = {
+        "marrow": 0.5,
+        "fat": 0.35,
+        "gland": 0.3,
+        "mucosa": 0.4,
+        "muscle": 0.35,
+        "brain": 0.05,
+        "vein": 0.2,
+        "csf": 0.05,
+    }
+    rough = np.float32([roughness.get(name, 0) for name in TISSUES])[labels]
+    return np.clip(1 + rough * (0.7 * grid.speckle(rng, 0.5) + 0.7 * grid.smooth_field(rng, 6)), 0.1, 2)
+
+
+def pulsation(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> np.ndarray:
+    """Factors of at most 1: moving CSF loses signal, most of all near the brainstem."""
+    right, anterior, _ = anatomy.position
+    near = np.exp(-((right / 15) ** 2 + ((anterior + 22) / 18) ** 2))
+    loss = rng.uniform(0, 0.7) * near * np.clip(0.5 + grid.smooth_field(rng, 7), 0, 1.4)
+    return np.where(anatomy.labels == LABEL["csf"], 1 - np.clip(loss, 0, 0.9), np.float32(1))
+
+
+def scan(rng: np.random.Generator, grid: Grid, signal: np.ndarray, cutoff: float, noise: float) -> np.ndarray:
+    """The image of `signal`: limited resolution, shading by the coil, noise, arbitrary units."""
+    image = ndimage.gaussian_filter1d(signal, rng.uniform(0.3, 0.55), axis=2)
+    image *= np.exp(rng.uniform(0.05, 0.25) * grid.smooth_field(rng, 70))
+    image /= np.percentile(image, 95)
+    receivers = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(noise)
+    image = np.abs(band_limited(image + receivers[0] + 1j * receivers[1], cutoff, rng.uniform(0.03, 0.12)))
+    units = float(np.exp(rng.uniform(np.log(200), np.log(1500))))
+    return np.clip(np.rint(units * image), 0, 32767).astype(np.int16)
+
+
+def band_limited(image: np.ndarray, cutoff: float, width: float) -> np.ndarray:
+    """`image` measured in plane up to the share `cutoff` of the grid's highest frequency: edges blur and ring.
+
+    `width` is how gently the window falls, in the same unit.
+    """
+    x, y = np.ix_(*(np.abs(fft.fftfreq(n)) * 2 for n in image.shape[:2]))
+    window = 1 / ((1 + np.exp((x - cutoff) / width)) * (1 + np.exp((y - cutoff) / width)))
+    return fft.ifft2(fft.fft2(image, axes=(0, 1)) * np.float32(window)[..., None], axes=(0, 1))
