@@ -58,14 +58,15 @@ TISSUES_1_5T = {
     "dura": Tissue(0.60, 900, 20),
     "schwannoma": Tissue(0.87, 1350, 130),
     "cyst": Tissue(0.97, 2800, 700),
+    "pia": Tissue(0.95, 3500, 1000),
 }
 """Tissues at 1.5 T.
 
 T1 and T2 of white matter, grey matter, blood, (optic) nerve, muscle: Stanisz et al. 2005, doi 10.1002/mrm.20605. Of fat
 and fatty marrow: Gold et al. 2004, doi 10.2214/ajr.183.2.1830343. CSF as at 3 T. Cortical bone gives no signal at these
 echo times (T2 below 1 ms: Techawiboonwong et al. 2008, doi 10.1148/radiol.2481071995). Gland, mucosa, dura, schwannoma,
-the fluid of its cysts, densities of fat and marrow: round values, chosen so that the contrasts come close to those of
-real patients.
+the fluid of its cysts, pia (the CSF and vessels of fissures), densities of fat and marrow: round values, chosen so that
+the contrasts come close to those of real patients.
 """
 
 GADOLINIUM_R1 = 4.0

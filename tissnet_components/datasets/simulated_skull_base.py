@@ -228,7 +228,7 @@ MIRRORED = (
     ("bone", Tube([(50, 2, -52), (50, 8, -80)], 3.2)),  # ramus
     ("marrow", Tube([(50, 2, -52), (50, 8, -80)], 1.7)),
     ("gland", Ellipsoid((58, -8, -68), (10, 12, 16))),  # parotid
-    ("air", Tube([(42, -15, -42), (54, -16, -42), (72, -16, -43)], [3, 3, 4])),  # middle ear, ear canal
+    ("air", Tube([(42, -15, -42), (50, -16, -42), (58, -14, -44), (66, -15, -42)], [3, 1.5, 2, 2.5])),  # ear canal
     ("vein", Tube([(56, -62, -22), (52, -50, -34), (45, -40, -45), (35, -31, -55), (29, -18, -66), (28, -14, -82)],
                   [4, 4.5, 4.5, 4.5, 4.5, 4])),  # sigmoid sinus, jugular vein
     ("bone", Tube([(24, -4, -80), (23, -6, -62), (23, -7, -50), (13, 4, -44), (12, 2, -37)], 4.0)),  # carotid canal
@@ -267,7 +267,7 @@ def skull_base(rng: np.random.Generator, grid: Grid, position: np.ndarray, brain
     cavity = cranial_cavity(position, gap_mm)
     draw_soft_tissue(rng, grid, canvas)
     draw_bone(rng, grid, canvas, cavity)
-    draw_midline(rng, canvas)
+    draw_midline(rng, grid, canvas)
     draw_sides(rng, canvas, MIRRORED + INNER_EAR)
     canvas.fill("csf", cavity)
     canvas.paint("gland", Ellipsoid((0, 6, -33), (6, 4, 3.5)))  # pituitary
@@ -294,7 +294,7 @@ def cranial_cavity(position: np.ndarray, gap_mm: np.ndarray) -> np.ndarray:
     reach = np.minimum(reach, np.interp(superior, [-74, -62], [6, 16]))
     cisterns = (posterior_wall(position) < 0) & (gap_mm < reach)
     suprasellar = Ellipsoid((0, 0, -17), (13, 12, 8)).depth(position) > 0
-    return (gap_mm < 0.9) | cisterns | suprasellar
+    return (gap_mm < 0.6) | cisterns | suprasellar
 
 
 def draw_soft_tissue(rng: np.random.Generator, grid: Grid, canvas: Canvas) -> None:
@@ -329,20 +329,20 @@ def draw_bone(rng: np.random.Generator, grid: Grid, canvas: Canvas, cavity: np.n
     islands = grid.smooth_field(rng, 4) + 0.6 * grid.smooth_field(rng, 9)
     apex = (np.abs(right) < 26) & (in_front > 2.5)
     canvas.fill("marrow", pyramid & apex & (islands > rng.uniform(-0.8, 1)))
-    cells = pyramid & (np.abs(right) > 40)
+    cells = pyramid & (np.abs(right) > 42 + 4 * grid.smooth_field(rng, 10))
     canvas.fill("air", cells & (grid.smooth_field(rng, 3.5) > 0))
     canvas.fill("mucosa", cells & (islands > 1.5))
     canvas.fill("marrow", pyramid & ~apex & (islands > 2.1))
 
 
-def draw_midline(rng: np.random.Generator, canvas: Canvas) -> None:
+def draw_midline(rng: np.random.Generator, grid: Grid, canvas: Canvas) -> None:
     """Clivus, sphenoid sinus, nasopharynx and the muscles before the spine."""
     right, _, superior = canvas.position
     in_front = posterior_wall(canvas.position)
-    width = np.interp(superior, [-72, -50, -30], [14, 16, 10])
+    width = np.interp(superior, [-72, -50, -30], [14, 16, 10]) + 1.5 * grid.smooth_field(rng, 8)
     clivus = (np.abs(right) < width) & (in_front > -2) & (superior < -26)
     canvas.fill("bone", clivus & (in_front < 12))
-    canvas.fill("marrow", clivus & (in_front > 1.3) & (in_front < 10) & (np.abs(right) < width - 1))
+    canvas.fill("marrow", clivus & (in_front > 1.3) & (in_front < 10))
     wall = float(rng.uniform(0.5, 1.6))
     airways = (
         Ellipsoid((rng.uniform(2, 6), 16, -37), (10, 13, 13)),
@@ -388,20 +388,20 @@ def draw_brain(
     grey, white = (look_up(volume, brain_position) for volume in (atlas.grey, atlas.white))
     tissue = np.maximum(grey + white, np.float32(0.1))
     rough = tissue + 0.1 * grid.smooth_field(rng, 5)
-    canvas.fill("brain", (gap_mm < 0.7) & (rough > rng.uniform(0.35, 0.5)))
-    fluid = np.maximum(fissures(rng, grid, brain_position, white / tissue), 0.6 * np.clip(1.3 - 1.5 * rough, 0, 1))
+    canvas.fill("brain", (gap_mm < 0.4) & (rough > rng.uniform(0.35, 0.5)))
+    fluid = np.maximum(fissures(rng, grid, brain_position, white / tissue), 0.6 * np.clip(1.0 - 1.5 * rough, 0, 1))
     return white**2 / (white**2 + grey**2 + np.float32(0.01)) * (1 - fluid), fluid
 
 
 def fissures(rng: np.random.Generator, grid: Grid, brain_position: np.ndarray, white_share: np.ndarray) -> np.ndarray:
     """Fraction of CSF in the folia of the cerebellum, nearly parallel, and in the sulci of the temporal lobes."""
     right, anterior, superior = brain_position
-    bend = 3.5 * grid.smooth_field(rng, 22) + 0.8 * grid.smooth_field(rng, 7)
+    bend = 3.5 * grid.smooth_field(rng, 22) + 1.3 * grid.smooth_field(rng, 7)
     folia = np.sin((0.9 * anterior + 0.35 * superior + 0.012 * right**2) * rng.uniform(1.0, 1.5) + bend)
     folia = np.exp(-((folia / 0.16) ** 2))
     sulci = np.exp(-((grid.smooth_field(rng, 8, 12, 10) / 0.055) ** 2))
     cerebellum = 1 / (1 + np.exp((anterior + 33 + 0.25 * np.abs(right) + 1.1 * (superior + 30)) / 1.5))
-    open_here = np.clip(0.45 + 0.5 * grid.smooth_field(rng, 9), 0, 1) / (1 + np.exp((white_share - 0.4) / 0.05))
+    open_here = np.clip(0.3 + 0.6 * grid.smooth_field(rng, 6), 0, 1) / (1 + np.exp((white_share - 0.4) / 0.05))
     return open_here * (cerebellum * 0.7 * folia + (1 - cerebellum) * sulci)
 
 
@@ -424,6 +424,7 @@ def draw_small_vessels(rng: np.random.Generator, grid: Grid, canvas: Canvas, gap
         ("vein", 11, 0.5, ("csf", "dura")),
         ("vein", 14, 0.9, ("muscle", "fat", "gland")),
         ("artery", 16, 0.5, ("csf",)),
+        ("nerve", 9, 0.3, ("csf",)),
     ):
         off_axis = grid.smooth_field(rng, length) ** 2 + grid.smooth_field(rng, length) ** 2
         canvas.fill(tissue, (off_axis < (2 * radius / length) ** 2) & canvas.is_any(places))

@@ -68,7 +68,8 @@ AGENT_MMOL_L = {
     "gland": (0.1, 0.35),
     "mucosa": (0.15, 0.5),
     "dura": (0.1, 0.4),
-    "tumor": (0.25, 0.7),
+    "pia": (0.0, 0.4),
+    "tumor": (0.2, 0.7),
 }
 """Contrast agent some minutes after the injection, lowest and highest; brain has a barrier, CSF and bone have none."""
 
@@ -127,18 +128,19 @@ def volume_ml(rng: np.random.Generator) -> float:
 
 def grow_tumor(rng: np.random.Generator, grid: Grid, position: np.ndarray, side: int, volume: float) -> np.ndarray:
     """Mask of `volume` ml: a plug in the internal auditory canal and a lobulated ball in the cistern before it."""
-    in_canal = min(float(rng.uniform(0.1, 0.5)), 0.9 * volume)
+    in_canal = min(float(rng.uniform(0.1, 0.45)), 0.8 * volume)
     larger = float(np.prod(ATLAS_PER_BRAIN))
     radius = radius_of((volume - in_canal) * larger)
-    end = float(rng.uniform(24, 30))
+    plug_radius = float(rng.uniform(1.8, 3.2))
+    end = 16 + np.clip(in_canal * 1000 * larger / np.pi / plug_radius**2, 2, 14)
     plug = Tube([np.multiply(CANAL.path[0], [side, 1, 1]), (side * end, -21, -36.5)], 0)
-    plug_radius = np.sqrt(in_canal * 1000 * larger / np.pi / (end - 15))
-    centre = np.array([16.5 - 0.45 * radius, -22.5 - 0.5 * radius, -36.5]) + rng.normal(0, [0.8, 0.8, 1])
+    centre = np.array([17 - 0.35 * radius, -22.5 - 0.45 * radius, -36.5]) + rng.normal(0, [0.8, 0.8, 1])
     ball = Ellipsoid(centre * [side, 1, 1], rng.uniform(0.85, 1.15, 3) * [1.1, 1, 1])
     lobulation = sum(a * grid.smooth_field(rng, length) for a, length in ((0.16, 14), (0.07, 6)))
     ball_radius = (1 - ball.depth(position) / min(ball.radii)) * np.exp(lobulation)
     ball_radius += 1.5 * np.maximum(0, posterior_wall(position) + 0.5)
-    reach = np.minimum(ball_radius / max(radius, 0.5), -plug.depth(position) * np.exp(lobulation) / plug_radius)
+    plug_reach = -plug.depth(position) * np.exp(lobulation) / plug_radius
+    reach = -np.logaddexp(-6 * ball_radius / max(radius, 1.0), -6 * plug_reach)
     voxels = round(volume / grid.voxel_ml)
     return reach < np.partition(reach.ravel(), voxels)[voxels]
 
@@ -240,14 +242,14 @@ def image(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, schwannoma: Sc
     t2 *= pulsation(rng, grid, anatomy)
     t1 = paint(t1_weighted(rng), 0 * off_resonance_hz, {"artery": rng.uniform(0.9, 1.4), "vein": rng.uniform(0.5, 1)})
     return {
-        "t2": scan(rng, grid, t2 * texture, cutoff=rng.uniform(0.65, 0.9), noise=rng.uniform(0.02, 0.07)),
-        "t1ce": scan(rng, grid, t1 * texture**0.7, cutoff=rng.uniform(0.4, 0.8), noise=rng.uniform(0.01, 0.04)),
+        "t2": scan(rng, grid, t2 * texture, cutoff=rng.uniform(0.6, 0.85), noise=rng.uniform(0.03, 0.09)),
+        "t1ce": scan(rng, grid, t1 * texture**0.4, cutoff=rng.uniform(0.4, 0.8), noise=rng.uniform(0.015, 0.045)),
     }
 
 
 def vary(rng: np.random.Generator) -> dict[str, Tissue]:
-    """`TISSUES_1_5T` of one patient: 3 % spread in proton density, 8 % in relaxation times."""
-    factors = {name: rng.normal(1, [0.03, 0.08, 0.08]).tolist() for name in TISSUES_1_5T}
+    """`TISSUES_1_5T` of one patient: 3 % spread in proton density, 10 % in relaxation times."""
+    factors = {name: rng.normal(1, [0.03, 0.1, 0.1]).tolist() for name in TISSUES_1_5T}
     return {name: Tissue(*np.multiply(tissue, factors[name]).tolist()) for name, tissue in TISSUES_1_5T.items()}
 
 
@@ -284,7 +286,7 @@ def signal(
 ) -> np.ndarray:
     """Signal of every voxel. `flow` multiplies that of moving blood: inflow brightens it, leaving early darkens it."""
     bins = np.linspace(-np.pi, np.pi, BINS, endpoint=False)
-    names = {name: tissues[RELAXATION[name]] for name in TISSUES} | {"white": tissues["white"]}
+    names = {name: tissues[RELAXATION[name]] for name in TISSUES} | {name: tissues[name] for name in ("white", "pia")}
     table = np.float32(
         [
             flow.get(name, 1) * sequence(with_gadolinium(tissue, agents.get(name, 0)), phase=bins)
@@ -294,8 +296,8 @@ def signal(
     column = np.int16(np.round((phase / (2 * np.pi) + 0.5) * BINS)) % BINS
     out = table[anatomy.labels, column]
     brain = anatomy.labels == LABEL["brain"]
-    grey, white, csf = (table[row][column[brain]] for row in (LABEL["brain"], -1, LABEL["csf"]))
-    out[brain] += anatomy.white[brain] * (white - grey) + anatomy.fluid[brain] * (csf - grey)
+    grey, white, pia = (table[row][column[brain]] for row in (LABEL["brain"], -2, -1))
+    out[brain] += anatomy.white[brain] * (white - grey) + anatomy.fluid[brain] * (pia - grey)
     solid = blend(tissues["schwannoma"], tissues["cyst"], schwannoma.cystic)
     out[schwannoma.mask] = sequence(with_gadolinium(solid, schwannoma.agent), phase=phase[schwannoma.mask])
     return out
@@ -311,17 +313,22 @@ def texture_of(rng: np.random.Generator, grid: Grid, labels: np.ndarray) -> np.n
         "muscle": 0.35,
         "brain": 0.05,
         "vein": 0.2,
-        "csf": 0.05,
+        "csf": 0.1,
     }
     rough = np.float32([roughness.get(name, 0) for name in TISSUES])[labels]
-    return np.clip(1 + rough * (0.7 * grid.speckle(rng, 0.5) + 0.7 * grid.smooth_field(rng, 6)), 0.1, 2)
+    return np.clip(
+        1
+        + rough * (0.7 * grid.speckle(rng, 0.5) + 0.5 * grid.smooth_field(rng, 2.5) + 0.5 * grid.smooth_field(rng, 7)),
+        0.1,
+        2,
+    )
 
 
 def pulsation(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> np.ndarray:
     """Factors of at most 1: moving CSF loses signal, most of all near the brainstem."""
     right, anterior, _ = anatomy.position
     near = np.exp(-((right / 15) ** 2 + ((anterior + 22) / 18) ** 2))
-    loss = rng.uniform(0, 0.7) * near * np.clip(0.5 + grid.smooth_field(rng, 7), 0, 1.4)
+    loss = rng.uniform(0.1, 0.8) * near * np.clip(0.5 + grid.smooth_field(rng, 7), 0, 1.4)
     return np.where(anatomy.labels == LABEL["csf"], 1 - np.clip(loss, 0, 0.9), np.float32(1))
 
 
@@ -331,7 +338,7 @@ def scan(rng: np.random.Generator, grid: Grid, signal: np.ndarray, cutoff: float
     image *= np.exp(rng.uniform(0.05, 0.25) * grid.smooth_field(rng, 70))
     image /= np.percentile(image, 95)
     receivers = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(noise)
-    image = np.abs(band_limited(image + receivers[0] + 1j * receivers[1], cutoff, rng.uniform(0.03, 0.12)))
+    image = np.abs(band_limited(image + receivers[0] + 1j * receivers[1], cutoff, rng.uniform(0.02, 0.08)))
     units = float(np.exp(rng.uniform(np.log(200), np.log(1500))))
     return np.clip(np.rint(units * image), 0, 32767).astype(np.int16)
 
