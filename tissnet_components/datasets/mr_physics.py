@@ -57,7 +57,7 @@ TISSUES_1_5T = {
     "mucosa": Tissue(0.90, 1300, 110),
     "dura": Tissue(0.60, 900, 20),
     "schwannoma": Tissue(0.87, 1350, 130),
-    "cyst": Tissue(0.97, 2800, 700),
+    "cyst": Tissue(0.98, 3300, 1200),
     "pia": Tissue(0.95, 3500, 1000),
 }
 """Tissues at 1.5 T.

@@ -23,7 +23,7 @@ from tissnet_components.datasets.brats import split_cases
 from tissnet_components.datasets.simulated_brain import load_atlas
 from tissnet_components.datasets.simulated_glioma import glioma_patient
 from tissnet_components.datasets.simulated_skull_base import SPACING_MM
-from tissnet_components.datasets.simulated_vestibular import Outline, tumor_outlines, vestibular_patient
+from tissnet_components.datasets.simulated_vestibular import Contours, tumor_contours, vestibular_patient
 
 ATLAS = (
     "ICBM 2009a Nonlinear Symmetric, from the nilearn package. Copyright (C) 1993-2004 Louis Collins, "
@@ -107,14 +107,14 @@ def phantom(
     """
     check_arguments(task, cases, seed, spacing, workers, contours)
     load_atlas()
-    outlines = [] if contours is None else tumor_outlines(Path(str(contours)).expanduser())
+    tumors = [] if contours is None else tumor_contours(Path(str(contours)).expanduser())
     voxel_mm = SPACING_MM if task == "vs" else (float(spacing or 2),) * 3
     folder = (
         Path(str(out or f"demo/{task}")).expanduser().absolute()
     )  # Fire hands a folder called 2020 over as a number
-    write = partial(write_case, Cohort(task, folder, seed, voxel_mm, outlines))
+    write = partial(write_case, Cohort(task, folder, seed, voxel_mm, tumors))
     try:
-        claim_folder(folder, describe(task, seed, voxel_mm, outlines))
+        claim_folder(folder, describe(task, seed, voxel_mm, tumors))
         run_parallel(write, missing_cases(folder, cases), workers or os.cpu_count() or 1)
         return write_json(folder / "datalist.json", datalist(task, cases, seed))
     except OSError as error:
@@ -138,7 +138,7 @@ def check_arguments(
         raise ValueError(f"spacing is {spacing!r}, expected a voxel size between 0.5 and 6 mm")
 
 
-def describe(task: str, seed: int, voxel_mm: tuple[float, ...], outlines: list[Outline]) -> dict:
+def describe(task: str, seed: int, voxel_mm: tuple[float, ...], tumors: list[Contours]) -> dict:
     """All that decides the bytes of a case, and what whoever finds the folder must know."""
     description = {
         "name": f"Simulated {task} cohort",
@@ -150,16 +150,16 @@ def describe(task: str, seed: int, voxel_mm: tuple[float, ...], outlines: list[O
         "seed": seed,
         "spacing_mm": voxel_mm[0] if task == "brats" else list(voxel_mm),
     }
-    if outlines:
+    if tumors:
         description["contours"] = (
-            f"Shapes of {len(outlines)} tumors of Vestibular-Schwannoma-SEG, CC BY 4.0, Shapey et al. 2021, "
-            f"doi 10.7937/TCIA.9YTJ-5Q73 (SHA-256 of the points: {fingerprint(outlines)})."
+            f"Shapes of {len(tumors)} tumors of Vestibular-Schwannoma-SEG, CC BY 4.0, Shapey et al. 2021, "
+            f"doi 10.7937/TCIA.9YTJ-5Q73 (SHA-256 of the points: {fingerprint(tumors)})."
         )
     return description
 
 
-def fingerprint(outlines: list[Outline]) -> str:
-    return hashlib.sha256(b"".join(polygon.tobytes() for o in outlines for polygon in o.polygons)).hexdigest()
+def fingerprint(tumors: list[Contours]) -> str:
+    return hashlib.sha256(b"".join(polygon.tobytes() for tumor in tumors for polygon in tumor)).hexdigest()
 
 
 def claim_folder(folder: Path, description: dict) -> None:
@@ -197,14 +197,14 @@ class Cohort:
     folder: Path
     seed: int
     voxel_mm: tuple[float, ...]
-    outlines: list[Outline] = field(default_factory=list)
+    tumors: list[Contours] = field(default_factory=list)
 
-    def argument(self, index: int) -> float | Outline | None:
-        """What simulates case `index`: a voxel size, or an outline, each once before any is used again."""
+    def argument(self, index: int) -> float | Contours | None:
+        """What simulates case `index`: a voxel size, or contours, each once before any is used again."""
         if self.task == "brats":
             return self.voxel_mm[0]
-        order = np.random.default_rng(self.seed).permutation(len(self.outlines))
-        return self.outlines[order[index % len(order)]] if self.outlines else None
+        order = np.random.default_rng(self.seed).permutation(len(self.tumors))
+        return self.tumors[order[index % len(order)]] if self.tumors else None
 
 
 def write_case(cohort: Cohort, index: int) -> None:

@@ -292,6 +292,7 @@ def cranial_cavity(position: np.ndarray, gap_mm: np.ndarray) -> np.ndarray:
     right, _, superior = position
     reach = np.interp(np.abs(right), [0, 20, 36, 48, 56], [16, 16, 9, 3, 2])
     reach = np.minimum(reach, np.interp(superior, [-74, -62], [6, 16]))
+    reach *= np.where(np.abs(right) > 22, np.interp(superior, [-41, -35], [1, 0.3]), 1)
     cisterns = (posterior_wall(position) < 0) & (gap_mm < reach)
     suprasellar = Ellipsoid((0, 0, -17), (13, 12, 8)).depth(position) > 0
     return (gap_mm < 0.6) | cisterns | suprasellar

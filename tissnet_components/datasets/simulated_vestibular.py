@@ -7,16 +7,17 @@ of its 242 patients.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy import fft, ndimage
-from skimage.draw import polygon2mask
 
+from tissnet_components.datasets.cases import BadCase
+from tissnet_components.datasets.contours import read_contours, tumor_mask
 from tissnet_components.datasets.mr_physics import (
     TISSUES_1_5T,
     Tissue,
@@ -32,7 +33,6 @@ from tissnet_components.datasets.simulated_brain import ATLAS_PER_BRAIN
 from tissnet_components.datasets.simulated_glioma import Site, push_aside, radius_of
 from tissnet_components.datasets.simulated_skull_base import (
     CANAL,
-    COCHLEA,
     LABEL,
     TISSUES,
     Anatomy,
@@ -45,6 +45,7 @@ from tissnet_components.datasets.simulated_skull_base import (
 )
 
 MRSequence = Callable[..., Value]
+Contours = list[np.ndarray]  # polygons (N, 3), LPS mm
 SITE = (20.0, -23.5, -37.0)  # where a schwannoma of the right side is centred, in atlas coordinates
 VOLUME_ML = (0.1, 20.0)
 BINS = 64  # of the phase by off-resonance, from -pi to pi
@@ -83,26 +84,13 @@ class Schwannoma:
     agent: np.ndarray  # mmol/l, of mask's voxels alone
 
 
-@dataclass(frozen=True)
-class Outline:
-    """Contours of a real tumor in the space of its T2, without anything else of the patient.
-
-    Attributes:
-        polygons: points (N, 3) in mm towards left, posterior and superior; each polygon lies in about one slice.
-        cochlea: centre of the cochlea on the same side in the same coordinates, None if nobody drew it.
-    """
-
-    polygons: list[np.ndarray]
-    cochlea: np.ndarray | None
-
-
 def vestibular_patient(
-    rng: np.random.Generator, outline: Outline | None = None, grid: Grid | None = None
+    rng: np.random.Generator, contours: Contours | None = None, grid: Grid | None = None
 ) -> dict[str, np.ndarray]:
     """Simulate one patient.
 
     Args:
-        outline: of the tumor; None draws one.
+        contours: of a real tumor, in mm towards left, posterior and superior; None draws a tumor.
 
     Returns:
         ``t2`` and ``t1ce`` (int16, arbitrary units), and ``seg`` (uint8, 1 is tumor).
@@ -111,10 +99,10 @@ def vestibular_patient(
     side = int(rng.choice([-1, 1]))
     jitter = rng.uniform([-10, -9, -7], [38, 9, 7]) * [side, 1, 1]
     position = atlas_frame(rng, grid, np.multiply(SITE, [side, 1, 1]), grid.centre_mm - jitter)
-    if outline is None:
+    if contours is None:
         mask = grow_tumor(rng, grid, position, side, volume_ml(rng))
     else:
-        mask = fill_outline(grid, position, side, outline)
+        mask = place_contours(rng, grid, position, side, contours)
     anatomy = skull_base(rng, grid, position, displaced_brain(rng, grid, position, mask))
     anatomy = with_tumor(rng, grid, anatomy, mask)
     schwannoma = compose_tumor(rng, grid, mask)
@@ -145,52 +133,36 @@ def grow_tumor(rng: np.random.Generator, grid: Grid, position: np.ndarray, side:
     return reach < np.partition(reach.ravel(), voxels)[voxels]
 
 
-def tumor_outlines(folder: Path) -> list[Outline]:
-    """The tumors contoured in T2 that lie below `folder`, in the order of their files' names.
+def tumor_contours(folder: Path) -> list[Contours]:
+    """The tumors contoured in T2 that lie below `folder`, in the order of their files' names; unclear ones are left out.
 
     Raises:
         ValueError: there is none.
     """
-    outlines = []
+    tumors = []
     for file in sorted(folder.rglob("*contours*T2w.json")):
-        structures = {s["structure_name"].strip().lower(): s for s in json.loads(file.read_text(encoding="utf-8"))}
-        tumor = structures.get("tv") or structures.get("an")
-        cochlea = structures.get("cochlea")
-        if tumor:
-            polygons = [np.array(points) for points in tumor["LPS_contour_points"]]
-            centre = np.concatenate([np.array(p) for p in cochlea["LPS_contour_points"]]).mean(0) if cochlea else None
-            outlines.append(Outline(polygons, centre))
-    if not outlines:
+        with suppress(BadCase):
+            tumors.append(read_contours(file))
+    if not tumors:
         raise ValueError(f"{folder} holds no contours of a tumor; expected the contours of Vestibular-Schwannoma-SEG")
-    return outlines
+    return tumors
 
 
-def fill_outline(grid: Grid, position: np.ndarray, side: int, outline: Outline) -> np.ndarray:
-    """Mask of a real outline, mirrored to `side` if need be and placed by its cochlea, otherwise by its centre."""
-    points = np.concatenate(outline.polygons)
-    anchor, place = (points.mean(0), SITE) if outline.cochlea is None else (outline.cochlea, COCHLEA)
-    mirror = [side * -np.sign(points[:, 0].mean()), 1, 1]  # a tumor of the left side has positive x; 1 is right
-    gap = sum((position[axis] - place[axis] * (side, 1, 1)[axis]) ** 2 for axis in range(3))
-    offset = np.unravel_index(gap.argmin(), gap.shape) * np.array(grid.spacing_mm)
-    planes: dict[float, np.ndarray] = {}
-    for polygon in outline.polygons:
-        voxels = ((polygon - anchor) * mirror + offset) / grid.spacing_mm
-        k = round(float(voxels[:, 2].mean()) * 4) / 4
-        planes[k] = planes.get(k, False) ^ polygon2mask(grid.shape[:2], voxels[:, :2])
-    return interpolate_planes(planes, grid.shape[2])
-
-
-def interpolate_planes(planes: dict[float, np.ndarray], count: int) -> np.ndarray:
-    """Mask of `count` slices from masks at fractional slices, by their signed distances (Raya and Udupa 1990)."""
-    heights = sorted(planes)
-    mask = np.zeros((*next(iter(planes.values())).shape, count), bool)
-    depths = [ndimage.distance_transform_edt(planes[k]) - ndimage.distance_transform_edt(~planes[k]) for k in heights]
-    for k in range(max(0, round(heights[0])), min(count - 1, round(heights[-1])) + 1):
-        above = int(np.clip(np.searchsorted(heights, k), 1, len(heights) - 1)) if len(heights) > 1 else 0
-        below = max(0, above - 1)
-        share = np.clip((k - heights[below]) / max(heights[above] - heights[below], 1e-6), 0, 1)
-        mask[..., k] = (1 - share) * depths[below] + share * depths[above] > 0
-    return mask
+def place_contours(
+    rng: np.random.Generator, grid: Grid, position: np.ndarray, side: int, contours: Contours
+) -> np.ndarray:
+    """Mask of a real tumor, mirrored to `side` if need be, its lateral end in the internal auditory canal."""
+    points = np.concatenate(contours)
+    mirror = np.array(
+        [side * -np.sign(points[:, 0].mean()), 1, 1]
+    )  # the left has positive x here, the right positive `side`
+    outwards = -side * mirror[0] * points[:, 0]
+    anchor = points[outwards >= np.quantile(outwards, 0.85)].mean(0) * mirror
+    place = np.array([side * rng.uniform(21, 27), -20.5 - 0.18 * np.ptp(points[:, 1]), -36.5])
+    gap = sum((position[axis] - place[axis]) ** 2 for axis in range(3))
+    at = np.unravel_index(gap.argmin(), gap.shape) * np.array(grid.spacing_mm)
+    affine = np.diag([-grid.spacing_mm[0], -grid.spacing_mm[1], grid.spacing_mm[2], 1])
+    return tumor_mask([loop * mirror - anchor + at for loop in contours], grid.shape, affine).astype(bool)
 
 
 def displaced_brain(rng: np.random.Generator, grid: Grid, position: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -214,7 +186,7 @@ def with_tumor(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, mask: np.
 
 def compose_tumor(rng: np.random.Generator, grid: Grid, mask: np.ndarray) -> Schwannoma:
     """Solid, heterogeneous or cystic: loose (Antoni B) tissue holds more water than dense, cysts take up no agent."""
-    kind = rng.choice(["solid", "heterogeneous", "cystic"], p=[0.45, 0.35, 0.2])
+    kind = rng.choice(["solid", "heterogeneous", "cystic"], p=[0.4, 0.35, 0.25])
     spread = {"solid": 0.12, "heterogeneous": 0.4, "cystic": 0.25}[kind]
     cysts_above = {"solid": 2.6, "heterogeneous": 1.5, "cystic": 0.5}[kind]
     field = partial(grid.smooth_field, rng)
@@ -242,8 +214,10 @@ def image(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, schwannoma: Sc
     t2 *= pulsation(rng, grid, anatomy)
     t1 = paint(t1_weighted(rng), 0 * off_resonance_hz, {"artery": rng.uniform(0.9, 1.4), "vein": rng.uniform(0.5, 1)})
     return {
-        "t2": scan(rng, grid, t2 * texture, cutoff=rng.uniform(0.6, 0.85), noise=rng.uniform(0.03, 0.09)),
-        "t1ce": scan(rng, grid, t1 * texture**0.4, cutoff=rng.uniform(0.4, 0.8), noise=rng.uniform(0.015, 0.045)),
+        "t2": scan(rng, grid, t2 * texture, rng.uniform(0.15, 0.45), rng.uniform(0.6, 0.85), rng.uniform(0.03, 0.1)),
+        "t1ce": scan(
+            rng, grid, t1 * texture**0.4, rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.75), rng.uniform(0.02, 0.06)
+        ),
     }
 
 
@@ -313,7 +287,7 @@ def texture_of(rng: np.random.Generator, grid: Grid, labels: np.ndarray) -> np.n
         "muscle": 0.35,
         "brain": 0.05,
         "vein": 0.2,
-        "csf": 0.1,
+        "csf": 0.06,
     }
     rough = np.float32([roughness.get(name, 0) for name in TISSUES])[labels]
     return np.clip(
@@ -332,9 +306,11 @@ def pulsation(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> np.ndar
     return np.where(anatomy.labels == LABEL["csf"], 1 - np.clip(loss, 0, 0.9), np.float32(1))
 
 
-def scan(rng: np.random.Generator, grid: Grid, signal: np.ndarray, cutoff: float, noise: float) -> np.ndarray:
+def scan(
+    rng: np.random.Generator, grid: Grid, signal: np.ndarray, blur: float, cutoff: float, noise: float
+) -> np.ndarray:
     """The image of `signal`: limited resolution, shading by the coil, noise, arbitrary units."""
-    image = ndimage.gaussian_filter1d(signal, rng.uniform(0.3, 0.55), axis=2)
+    image = ndimage.gaussian_filter(signal, (blur, blur, rng.uniform(0.3, 0.6)))
     image *= np.exp(rng.uniform(0.05, 0.25) * grid.smooth_field(rng, 70))
     image /= np.percentile(image, 95)
     receivers = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(noise)
