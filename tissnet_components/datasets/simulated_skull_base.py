@@ -287,15 +287,23 @@ def posterior_wall(position: np.ndarray) -> np.ndarray:
     return anterior - np.float32(clivus) + np.float32(flare)
 
 
+def petrous_pyramids(position: np.ndarray) -> np.ndarray:
+    """Where the bone between posterior and middle fossa is, which holds canal and inner ear."""
+    right, _, superior = position
+    thickness = np.interp(superior, [-58, -50, -44, -36, -31, -28], [6, 16, 18, 13, 5, 0])
+    in_front = posterior_wall(position)
+    return (in_front > 0) & (in_front < thickness) & (np.abs(right) > 9)
+
+
 def cranial_cavity(position: np.ndarray, gap_mm: np.ndarray) -> np.ndarray:
-    """Everything inside the dura: the brain, what lies within 2 mm of it, and the cisterns behind the clivus."""
+    """Everything inside the dura: the brain and what lies right beside it, and the cisterns behind the clivus."""
     right, _, superior = position
     reach = np.interp(np.abs(right), [0, 20, 36, 48, 56], [16, 16, 9, 3, 2])
     reach = np.minimum(reach, np.interp(superior, [-74, -62], [6, 16]))
     reach *= np.where(np.abs(right) > 22, np.interp(superior, [-41, -35], [1, 0.3]), 1)
     cisterns = (posterior_wall(position) < 0) & (gap_mm < reach)
     suprasellar = Ellipsoid((0, 0, -17), (13, 12, 8)).depth(position) > 0
-    return (gap_mm < 0.6) | cisterns | suprasellar
+    return ((gap_mm < 0.6) | cisterns | suprasellar) & ~petrous_pyramids(position)
 
 
 def draw_soft_tissue(rng: np.random.Generator, grid: Grid, canvas: Canvas) -> None:
@@ -323,9 +331,7 @@ def draw_bone(rng: np.random.Generator, grid: Grid, canvas: Canvas, cavity: np.n
     base = 1 / (1 + ((superior + 50) / 7) ** 2) + 0.35 * grid.smooth_field(rng, 6) > 0.75
     canvas.fill("bone", base & canvas.is_any(("muscle", "gland")))
     in_front = posterior_wall(canvas.position)
-    depth = np.interp(superior, [-58, -50, -40, -30, -27], [6, 16, 22, 10, 0])
-    pyramid = (in_front > -2) & (in_front < depth) & (np.abs(right) > 9)
-    pyramid &= np.abs(right) < 57 + 4 * grid.smooth_field(rng, 12)
+    pyramid = petrous_pyramids(canvas.position) & (np.abs(right) < 57 + 4 * grid.smooth_field(rng, 12))
     canvas.fill("bone", pyramid)
     islands = grid.smooth_field(rng, 4) + 0.6 * grid.smooth_field(rng, 9)
     apex = (np.abs(right) < 26) & (in_front > 2.5)
@@ -389,7 +395,7 @@ def draw_brain(
     grey, white = (look_up(volume, brain_position) for volume in (atlas.grey, atlas.white))
     tissue = np.maximum(grey + white, np.float32(0.1))
     rough = tissue + 0.1 * grid.smooth_field(rng, 5)
-    canvas.fill("brain", (gap_mm < 0.4) & (rough > rng.uniform(0.35, 0.5)))
+    canvas.fill("brain", canvas.is_any(("csf",)) & (gap_mm < 0.4) & (rough > rng.uniform(0.35, 0.5)))
     fluid = np.maximum(fissures(rng, grid, brain_position, white / tissue), 0.6 * np.clip(1.0 - 1.5 * rough, 0, 1))
     return white**2 / (white**2 + grey**2 + np.float32(0.01)) * (1 - fluid), fluid
 

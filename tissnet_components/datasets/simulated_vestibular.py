@@ -48,6 +48,7 @@ MRSequence = Callable[..., Value]
 Contours = list[np.ndarray]  # polygons (N, 3), LPS mm
 SITE = (20.0, -23.5, -37.0)  # where a schwannoma of the right side is centred, in atlas coordinates
 VOLUME_ML = (0.1, 20.0)
+ATLAS_PER_PATIENT = float(np.prod(ATLAS_PER_BRAIN))  # of volumes
 BINS = 64  # of the phase by off-resonance, from -pi to pi
 
 RELAXATION = dict(zip(TISSUES, TISSUES, strict=True)) | {
@@ -115,22 +116,30 @@ def volume_ml(rng: np.random.Generator) -> float:
 
 
 def grow_tumor(rng: np.random.Generator, grid: Grid, position: np.ndarray, side: int, volume: float) -> np.ndarray:
-    """Mask of `volume` ml: a plug in the internal auditory canal and a lobulated ball in the cistern before it."""
+    """Mask of `volume` ml: a plug in the internal auditory canal and a ball in the cistern, both lobulated, as one.
+
+    Both are level sets of how many of their own radii a voxel lies away; the lower counts, and the voxels with the
+    lowest values are the tumor, as many as fill the volume.
+    """
     in_canal = min(float(rng.uniform(0.1, 0.45)), 0.8 * volume)
-    larger = float(np.prod(ATLAS_PER_BRAIN))
-    radius = radius_of((volume - in_canal) * larger)
     plug_radius = float(rng.uniform(1.8, 3.2))
-    end = 16 + np.clip(in_canal * 1000 * larger / np.pi / plug_radius**2, 2, 14)
-    plug = Tube([np.multiply(CANAL.path[0], [side, 1, 1]), (side * end, -21, -36.5)], 0)
-    centre = np.array([17 - 0.35 * radius, -22.5 - 0.45 * radius, -36.5]) + rng.normal(0, [0.8, 0.8, 1])
-    ball = Ellipsoid(centre * [side, 1, 1], rng.uniform(0.85, 1.15, 3) * [1.1, 1, 1])
-    lobulation = sum(a * grid.smooth_field(rng, length) for a, length in ((0.16, 14), (0.07, 6)))
-    ball_radius = (1 - ball.depth(position) / min(ball.radii)) * np.exp(lobulation)
-    ball_radius += 1.5 * np.maximum(0, posterior_wall(position) + 0.5)
-    plug_reach = -plug.depth(position) * np.exp(lobulation) / plug_radius
-    reach = -np.logaddexp(-6 * ball_radius / max(radius, 1.0), -6 * plug_reach)
+    plug = canal_axis(in_canal * ATLAS_PER_PATIENT, plug_radius, side)
+    ball_radius = radius_of((volume - in_canal) * ATLAS_PER_PATIENT)
+    centre = np.array([17 - 0.35 * ball_radius, -22.5 - 0.45 * ball_radius, -36.5]) + rng.normal(0, [0.8, 0.8, 1])
+    ball = Ellipsoid(centre * [side, 1, 1], rng.uniform(0.85, 1.15, 3) * [1.1, 1, 1])  # of about one mm
+    lobulation = np.exp(sum(a * grid.smooth_field(rng, length) for a, length in ((0.16, 14), (0.07, 6))))
+    from_plug = -plug.depth(position) * lobulation / plug_radius
+    from_ball = (1 - ball.depth(position) / min(ball.radii)) * lobulation
+    from_ball += 1.5 * np.maximum(0, posterior_wall(position) + 0.5)  # bone resists
+    away = -np.logaddexp(-6 * from_plug, -6 * from_ball / max(ball_radius, 1.0))  # a smooth minimum
     voxels = round(volume / grid.voxel_ml)
-    return reach < np.partition(reach.ravel(), voxels)[voxels]
+    return away < np.partition(away.ravel(), voxels)[voxels]
+
+
+def canal_axis(volume: float, radius: float, side: int) -> Tube:
+    """The axis, in the canal from its opening on, of a cylinder of `volume` ml that is `radius` mm thick."""
+    length = np.clip(volume * 1000 / np.pi / radius**2, 2, 14)
+    return Tube([np.multiply(CANAL.path[0], [side, 1, 1]), (side * (16 + length), -21, -36.5)], 0)
 
 
 def tumor_contours(folder: Path) -> list[Contours]:
@@ -153,10 +162,8 @@ def place_contours(
 ) -> np.ndarray:
     """Mask of a real tumor, mirrored to `side` if need be, its lateral end in the internal auditory canal."""
     points = np.concatenate(contours)
-    mirror = np.array(
-        [side * -np.sign(points[:, 0].mean()), 1, 1]
-    )  # the left has positive x here, the right positive `side`
-    outwards = -side * mirror[0] * points[:, 0]
+    mirror = np.array([-side * np.sign(points[:, 0].mean()), 1, 1])  # x is positive on the left, `side` on the right
+    outwards = np.abs(points[:, 0])
     anchor = points[outwards >= np.quantile(outwards, 0.85)].mean(0) * mirror
     place = np.array([side * rng.uniform(21, 27), -20.5 - 0.18 * np.ptp(points[:, 1]), -36.5])
     gap = sum((position[axis] - place[axis]) ** 2 for axis in range(3))
