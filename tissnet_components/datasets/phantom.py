@@ -167,7 +167,7 @@ def claim_folder(folder: Path, description: dict) -> None:
     file = folder / "dataset_description.json"
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists() and file.read_text(encoding="utf-8") != to_json(description):
-        raise ValueError(f"{file} differs in task, seed, spacing or version; choose another --out")
+        raise ValueError(f"{file} differs in task, seed, spacing, contours or version; choose another --out")
     write_json(file, description)
 
 

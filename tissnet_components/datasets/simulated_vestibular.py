@@ -143,7 +143,7 @@ def canal_axis(volume: float, radius: float, side: int) -> Tube:
 
 
 def tumor_contours(folder: Path) -> list[Contours]:
-    """The tumors contoured in T2 that lie below `folder`, in the order of their files' names; unclear ones are left out.
+    """The tumors contoured in T2 that lie below `folder`, ordered by their files' names; unclear ones are left out.
 
     Raises:
         ValueError: there is none.
@@ -198,7 +198,7 @@ def compose_tumor(rng: np.random.Generator, grid: Grid, mask: np.ndarray) -> Sch
     cysts_above = {"solid": 2.6, "heterogeneous": 1.5, "cystic": 0.5}[kind]
     field = partial(grid.smooth_field, rng)
     texture = (0.5 * grid.speckle(rng, 0.7) + 0.5 * field(2.5) + 0.7 * field(5))[mask]
-    loose = np.clip(rng.uniform(-0.1, 0.8) + spread * texture, 0, 0.97)
+    loose = np.clip(rng.uniform(-0.1, 0.8) + spread * texture, 0, 0.9)
     cyst = 1 / (1 + np.exp((cysts_above - (field(6) + 0.5 * field(3))[mask]) / 0.12))
     uptake = rng.uniform(*AGENT_MMOL_L["tumor"]) * np.exp(0.2 * texture)
     return Schwannoma(mask, np.maximum(loose, 0.95 * cyst), uptake * (1 - 0.95 * cyst))
@@ -253,7 +253,8 @@ def t2_weighted(rng: np.random.Generator) -> tuple[MRSequence, float]:
 def t1_weighted(rng: np.random.Generator) -> MRSequence:
     """A spoiled gradient echo: TR 11 ms (235 of 242 patients) or 13 ms, nominal flip angles of 12 to 20 degrees."""
     sequence = partial(spoiled_gradient_echo, tr_ms=rng.uniform(11, 13), flip_degrees=rng.uniform(10, 20))
-    return lambda tissue, phase: sequence(tissue) + 0 * phase
+    te_ms = rng.uniform(4, 4.76)
+    return lambda tissue, phase: sequence(tissue) * np.exp(-te_ms / tissue.t2_ms) + 0 * phase
 
 
 def signal(
