@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -30,7 +31,31 @@ def quick(monkeypatch):
     def patient(rng, spacing):
         return {kind: rng.integers(0, 99, (3, 3, 3), dtype=np.int16) for kind in ("t1", "t1ce", "t2", "flair", "seg")}
 
-    monkeypatch.setitem(module.TASKS, "brats", patient)
+    monkeypatch.setitem(module.TASKS, "brats", replace(module.TASKS["brats"], patient=patient))
+
+
+@pytest.fixture
+def quick_vs(monkeypatch):
+    """Patients of task vs without anatomy, drawn from the case's generator; yields the contours that each one got."""
+    given = []
+
+    def patient(rng, contours):
+        given.append(contours)
+        return {kind: rng.integers(0, 99, (3, 3, 3), dtype=np.int16) for kind in ("t2", "t1ce", "seg")}
+
+    monkeypatch.setitem(module.TASKS, "vs", replace(module.TASKS["vs"], patient=patient))
+    return given
+
+
+@pytest.fixture
+def contours(tmp_path) -> Path:
+    """The folder of a download with the tumors of three patients, triangles of different height."""
+    for number in (1, 2, 3):
+        loops = [[[15, -4, z], [15, 4, z], [25, number, z]] for z in (0.0, 1.5)]
+        file = tmp_path / "download" / f"sub-00{number}_contours_space-individual_T2w.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps([{"structure_name": "TV", "LPS_contour_points": loops}]))
+    return tmp_path / "download"
 
 
 def volumes(folder: Path) -> dict[str, bytes]:
@@ -93,6 +118,39 @@ def test_no_two_cases_are_alike(quick, tmp_path):
     assert len({gzip.decompress(data) for data in volumes(folder).values()}) == 5 * 5
 
 
+def test_a_cohort_of_schwannomas_has_t2_as_source_and_contrast_enhanced_t1_as_target(quick_vs, tmp_path):
+    folder = phantom("vs", tmp_path, 3, workers=1).parent
+    content = json.loads((folder / "datalist.json").read_text())
+    assert content["simulated"] is True and content["labels"] == {"0": "background", "1": "vestibular schwannoma"}
+    assert (content["sources"], content["target_modality"]) == (["t2"], "t1ce")
+    for case in content["training"] + content["validation"] + content["test"]:
+        name = case["case"]
+        assert case["image"] == [f"{name}/{name}_t2.nii.gz"]
+        assert (case["target"], case["label"]) == (f"{name}/{name}_t1ce.nii.gz", f"{name}/{name}_seg.nii.gz")
+    image = nib.load(folder / "Phantom_0001" / "Phantom_0001_t2.nii.gz")
+    assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+    np.testing.assert_allclose(image.header.get_zooms(), (0.41, 0.41, 1.5), rtol=1e-6)
+
+
+def test_without_contours_tumors_are_drawn_and_with_them_each_is_used_once_before_any_again(
+    quick_vs, tmp_path, contours
+):
+    phantom("vs", tmp_path / "drawn", 3, workers=1)
+    assert quick_vs == [None] * 3
+    quick_vs.clear()
+    phantom("vs", tmp_path / "shaped", 6, workers=1, contours=contours)
+    heights = [tumor[0][2, 1] for tumor in quick_vs]
+    assert sorted(heights[:3]) == [1, 2, 3] and heights[3:] == heights[:3]
+
+
+def test_other_contours_make_another_cohort(quick_vs, tmp_path, contours):
+    phantom("vs", tmp_path / "out", 3, workers=1, contours=contours)
+    description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert "3 tumors of Vestibular-Schwannoma-SEG, CC BY 4.0, Shapey et al. 2021" in description["contours"]
+    with pytest.raises(ValueError, match="differs in task, seed, spacing, contours or version"):
+        phantom("vs", tmp_path / "out", 3, workers=1)
+
+
 @pytest.mark.parametrize(("cases", "expected"), [(3, (1, 1, 1)), (24, (18, 2, 4)), (369, (258, 37, 74))])
 def test_the_split_has_the_proportions_of_the_paper(cases, expected):
     content = module.datalist("brats", cases, seed=0)
@@ -100,7 +158,7 @@ def test_the_split_has_the_proportions_of_the_paper(cases, expected):
 
 
 def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monkeypatch):
-    patient, calls = module.TASKS["brats"], []
+    patient, calls = module.TASKS["brats"].patient, []
 
     def power_cut(rng, spacing):
         calls.append(rng)
@@ -108,7 +166,7 @@ def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monke
             raise KeyboardInterrupt
         return patient(rng, spacing)
 
-    monkeypatch.setitem(module.TASKS, "brats", power_cut)
+    monkeypatch.setitem(module.TASKS, "brats", replace(module.TASKS["brats"], patient=power_cut))
     with pytest.raises(KeyboardInterrupt):
         phantom("brats", tmp_path / "cut", 4, workers=1)
     assert not (tmp_path / "cut" / "Phantom_0003").exists() and not (tmp_path / "cut" / "datalist.json").exists()
@@ -122,12 +180,17 @@ def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "liver"}, "unknown task 'liver'; known: ['brats']"),
+        ({"task": "liver"}, "unknown task 'liver'; known: ['brats', 'vs']"),
         ({"cases": 2}, "cases is 2, expected an integer of at least 3"),
         ({"cases": "many"}, "cases is 'many', expected an integer of at least 3"),
         ({"seed": -1}, "seed is -1, expected an integer of at least 0"),
         ({"workers": 0}, "workers is 0, expected an integer of at least 1"),
         ({"spacing": 0}, "spacing is 0, expected a voxel size between 0.5 and 6 mm"),
+        (
+            {"task": "vs", "spacing": 1},
+            "task vs always has voxels of 0.41 x 0.41 x 1.5 mm; leave out --spacing",
+        ),
+        ({"contours": "."}, "contours shape the tumors of task vs, not those of brats; leave out --contours"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -141,7 +204,7 @@ def test_a_wrong_argument_is_named_before_anything_is_written(arguments, message
 def test_a_folder_with_another_cohort_is_refused(quick, tmp_path):
     phantom("brats", tmp_path, 3, seed=0, workers=1)
     before = volumes(tmp_path)
-    with pytest.raises(ValueError, match="differs in task, seed, spacing or version; choose another --out"):
+    with pytest.raises(ValueError, match="differs in task, seed, spacing, contours or version; choose another --out"):
         phantom("brats", tmp_path, 3, seed=1, workers=1)
     assert volumes(tmp_path) == before
 

@@ -42,6 +42,33 @@ between patients that no one number is right: theirs are round values of the siz
 close to those of real patients. Dura: round values, dark in T2.
 """
 
+TISSUES_1_5T = {
+    "air": Tissue(0.0, 1000, 100),
+    "bone": Tissue(0.1, 200, 0.5),
+    "white": Tissue(0.70, 884, 72),
+    "grey": Tissue(0.82, 1124, 95),
+    "csf": Tissue(1.00, 4300, 2000),
+    "blood": Tissue(0.85, 1441, 290),
+    "nerve": Tissue(0.70, 815, 77),
+    "muscle": Tissue(0.80, 1008, 44),
+    "fat": Tissue(0.75, 288, 165),
+    "marrow": Tissue(0.60, 288, 165),
+    "gland": Tissue(0.85, 900, 75),
+    "mucosa": Tissue(0.90, 1300, 110),
+    "dura": Tissue(0.60, 900, 20),
+    "schwannoma": Tissue(0.87, 1350, 130),
+    "cyst": Tissue(0.98, 3300, 1200),
+    "pia": Tissue(0.95, 3500, 1000),
+}
+"""Tissues at 1.5 T.
+
+T1 and T2 of white matter, grey matter, blood, (optic) nerve, muscle: Stanisz et al. 2005, doi 10.1002/mrm.20605. Of fat
+and fatty marrow: Gold et al. 2004, doi 10.2214/ajr.183.2.1830343. CSF as at 3 T. Cortical bone gives no signal at these
+echo times (T2 below 1 ms: Techawiboonwong et al. 2008, doi 10.1148/radiol.2481071995). Gland, mucosa, dura, schwannoma,
+the fluid of its cysts, pia (the CSF and vessels of fissures), densities of fat and marrow: round values, chosen so that
+the contrasts come close to those of real patients.
+"""
+
 GADOLINIUM_R1 = 4.0
 """Longitudinal relaxivity in l/(mmol s), 3 T, plasma: between gadoterate (3.0) and gadobutrol (5.0). Szomolanyi et al.
 2019, doi 10.1097/RLI.0000000000000577."""
@@ -74,6 +101,38 @@ def spoiled_gradient_echo(tissue: Tissue, tr_ms: float, flip_degrees: float) -> 
     """Ernst's steady state, PD sin(a) (1 - E1) / (1 - E1 cos(a)), with an echo time too short to matter."""
     flip, e1 = np.deg2rad(flip_degrees), np.exp(-tr_ms / tissue.t1_ms)
     return tissue.pd * np.sin(flip) * (1 - e1) / (1 - e1 * np.cos(flip))
+
+
+def balanced_steady_state(tissue: Tissue, tr_ms: float, te_ms: float, flip_degrees: float, phase: Value = 0.0) -> Value:
+    """Balanced SSFP (TrueFISP, FIESTA) with RF pulses of alternating sign (Freeman and Hill 1971; Hargreaves 2012).
+
+    `phase` is what off-resonance turns the magnetisation by in one TR, in radians. 0 gives the familiar
+    PD sin(a) (1 - E1) / (1 - (E1 - E2) cos(a) - E1 E2) exp(-TE/T2); near pi lies the dark band.
+    """
+    flip, theta = np.deg2rad(flip_degrees), phase + np.pi
+    e1, e2 = np.exp(-tr_ms / tissue.t1_ms), np.exp(-tr_ms / tissue.t2_ms)
+    transverse = np.sqrt(1 - 2 * e2 * np.cos(theta) + e2**2)
+    rest = (1 - e1 * np.cos(flip)) * (1 - e2 * np.cos(theta)) - e2 * (e1 - np.cos(flip)) * (e2 - np.cos(theta))
+    return tissue.pd * np.sin(flip) * (1 - e1) * transverse / rest * np.exp(-te_ms / tissue.t2_ms)
+
+
+def constructive_interference(
+    tissue: Tissue, tr_ms: float, te_ms: float, flip_degrees: float, phase: Value = 0.0
+) -> Value:
+    """CISS: the maximum of two balanced acquisitions, with and without alternating pulses; faint bands are left."""
+    alternating = balanced_steady_state(tissue, tr_ms, te_ms, flip_degrees, phase)
+    return np.maximum(alternating, balanced_steady_state(tissue, tr_ms, te_ms, flip_degrees, phase + np.pi))
+
+
+def driven_equilibrium(tissue: Tissue, tr_ms: float, te_ms: float, train_ms: float) -> Value:
+    """Turbo spin echo that restores its magnetisation at the end (RESTORE, DRIVE): fluid is bright at short TR.
+
+    With M before each excitation, M exp(-train/T2) is turned back and recovers in what is left of TR:
+    M = (1 - E) / (1 - E exp(-train/T2)), E = exp(-(TR - train)/T1); the signal is PD M exp(-TE/T2).
+    """
+    recovery = np.exp(-(tr_ms - train_ms) / tissue.t1_ms)
+    steady = (1 - recovery) / (1 - recovery * np.exp(-train_ms / tissue.t2_ms))
+    return tissue.pd * steady * np.exp(-te_ms / tissue.t2_ms)
 
 
 def inversion_recovery(tissue: Tissue, tr_ms: float, te_ms: float, ti_ms: float) -> Value:

@@ -6,6 +6,7 @@ towards right, anterior and superior.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -40,15 +41,28 @@ class Grid:
         return self.spacing**3 / 1000
 
     def smooth_field(self, rng: np.random.Generator, length_mm: float) -> np.ndarray:
-        """Random field of mean 0, variance 1 and features of about `length_mm`: a B-spline with random coefficients.
+        """Random field of mean 0, variance 1 and features of about `length_mm`; see `smooth_field`."""
+        positions_mm = [np.arange(n) * self.spacing for n in self.shape]
+        return smooth_field(rng, positions_mm, FIELD_OF_VIEW_MM, (length_mm,) * 3)
 
-        How many coefficients there are does not depend on the spacing, so the same generator gives the same field on a
-        coarse and on a fine grid. There is no matrix product in it, whose rounding may depend on the number of threads.
-        """
-        field = rng.standard_normal([int(extent / length_mm) + 6 for extent in FIELD_OF_VIEW_MM], dtype=np.float32)
-        for axis, n in enumerate(self.shape):
-            field = _cubic_spline(field, np.arange(n) * self.spacing / length_mm, axis)
-        return field / np.float32((151 / 315) ** 1.5)  # 151/315: mean sum of squared spline weights along one axis
+
+def smooth_field(
+    rng: np.random.Generator,
+    positions_mm: Sequence[np.ndarray],
+    extents_mm: Sequence[float],
+    lengths_mm: Sequence[float],
+) -> np.ndarray:
+    """Random field of mean 0, variance 1 and features of about `lengths_mm`: a B-spline with random coefficients.
+
+    How many coefficients there are depends on the extents, not on the positions, so the same generator gives the same
+    field on a coarse and on a fine grid. There is no matrix product in it, whose rounding may depend on the number of
+    threads.
+    """
+    sizes = [int(extent / length) + 6 for extent, length in zip(extents_mm, lengths_mm, strict=True)]
+    field = rng.standard_normal(sizes, dtype=np.float32)
+    for axis, (points, length) in enumerate(zip(positions_mm, lengths_mm, strict=True)):
+        field = _cubic_spline(field, points / length, axis)
+    return field / np.float32((151 / 315) ** 1.5)  # 151/315: mean sum of squared spline weights along one axis
 
 
 def _cubic_spline(coefficients: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
