@@ -57,9 +57,9 @@ def sentence(action) -> str:
     return str(mendable_cause(caught.value))
 
 
-def test_one_patient_gives_four_maps_and_a_picture(results):
-    names = ["disagreement.nii.gz", "error.nii.gz", "overview.png", "seg.nii.gz", "synthetic.nii.gz"]
-    assert sorted(file.name for file in results.iterdir()) == [f"anna_{name}" for name in names]
+def test_one_patient_gives_four_maps_a_picture_and_a_summary(results):
+    names = {"seg.nii.gz", "synthetic.nii.gz", "error.nii.gz", "disagreement.nii.gz", "overview.png", "summary.json"}
+    assert {file.name for file in results.iterdir()} == {f"anna_{name}" for name in names}
 
 
 @pytest.mark.parametrize(
