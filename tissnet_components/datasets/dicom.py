@@ -1,0 +1,219 @@
+"""DICOM series below a folder, found by their headers alone, and read to one volume each.
+
+Folder and file names mean nothing here, so that TCIA's "descriptive" and "classic" download layouts, a PACS export and
+a single folder full of files are all the same.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+
+from tissnet_components.datasets.cases import BadCase
+
+IMAGE_MODALITIES = ("MR", "CT", "PT")
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+HEADER = ("SOPInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent")
+GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames")
+TOLERANCE_MM = 0.1  # of a slice's place; headers round to 0.001 mm or finer, and a pixel is 0.4 mm
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Series:
+    """One DICOM series: what its headers say, and its files.
+
+    ``agent`` is the contrast agent, "" where the header names none (which does not mean that none was given).
+    ``unreadable`` are damaged DICOM files in the folders of the series; they may be slices of it.
+    """
+
+    uid: str
+    modality: str
+    description: str
+    patient: str
+    agent: str
+    files: tuple[Path, ...]
+    unreadable: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.modality} series {self.description or self.uid} of {self.patient} in {self.files[0].parent}"
+
+
+def find_series(folder: str | Path) -> list[Series]:
+    """Find every DICOM series below a folder, at any depth; other files are passed over.
+
+    Only headers are read. An instance that lies there twice counts once. Sorted by patient, description and UID.
+
+    Raises:
+        ValueError: no such folder, or it cannot be listed.
+        ImportError: pydicom is not installed.
+    """
+    members: dict[str, dict[str, tuple[Path, dict[str, str]]]] = defaultdict(dict)
+    damaged: dict[Path, list[Path]] = defaultdict(list)
+    for file in _files_below(Path(str(folder)).expanduser()):
+        header = _read_header(file)
+        if header is None:
+            continue
+        if not header.get("SeriesInstanceUID"):
+            damaged[file.parent].append(file)
+        else:
+            members[header["SeriesInstanceUID"]].setdefault(header.get("SOPInstanceUID") or str(file), (file, header))
+    series = [_series(uid, list(instances.values()), damaged) for uid, instances in members.items()]
+    return sorted(series, key=lambda one: (one.patient, one.description, one.uid))
+
+
+def only_image(folder: str | Path) -> Series:
+    """The one series of MR, CT or PET images below a folder.
+
+    Raises:
+        BadCase: there is none, or more than one.
+    """
+    images = [series for series in find_series(folder) if series.modality in IMAGE_MODALITIES]
+    if not images:
+        raise BadCase(f"{folder} holds no DICOM images; give the folder of one series, or a NIfTI file")
+    if len(images) > 1:
+        named = "; ".join(str(series) for series in images[:3])
+        raise BadCase(f"{folder} holds {len(images)} image series ({named}); give the folder of one of them")
+    return images[0]
+
+
+def read_series(series: Series) -> nib.Nifti1Image:
+    """Read a series to one volume, slices in the order of their positions.
+
+    Returns:
+        (X, Y, Z) int16 where that holds every value, else float32, after the headers' rescaling; affine in RAS mm.
+
+    Raises:
+        BadCase: an unreadable file, several orientations, sizes or pixel spacings, gantry tilt, missing, repeated or
+            unevenly spaced slices, a multi-frame file, or no image at all.
+    """
+    if series.unreadable:
+        raise BadCase(f"{series.unreadable[0]} cannot be read as DICOM; fetch it again, a slice may be missing")
+    if series.modality not in IMAGE_MODALITIES:
+        raise BadCase(f"{series.files[0]} is {series.modality}, expected {' or '.join(IMAGE_MODALITIES)} images")
+    files = _in_order(series)
+    try:
+        image = itk.imread([str(file) for file in files], itk.F, imageio=itk.GDCMImageIO.New())
+    except RuntimeError as error:
+        raise BadCase(f"{_first_bad(files)} cannot be read to its end as DICOM; fetch it again") from error
+    array = itk.array_from_image(image).T
+    whole = array.astype(np.int16)
+    return nib.Nifti1Image(whole if np.array_equal(whole, array) else array, affine_of(image))
+
+
+def affine_of(image: Any) -> np.ndarray:
+    """The 4x4 affine in RAS mm of an ITK image, whose own geometry is LPS."""
+    affine = np.eye(4)
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return LPS_TO_RAS @ affine
+
+
+def import_pydicom() -> ModuleType:
+    """pydicom, which only those need who have DICOM."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError('DICOM needs pydicom, which is not installed; pip install -e ".[dicom]"') from error
+    return pydicom
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder that the DICOM files lie in")
+    for parent, subfolders, names in os.walk(folder):
+        subfolders.sort()
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith(".") and name != "DICOMDIR")
+
+
+def _read_header(file: Path) -> dict[str, str] | None:
+    """The tags of `HEADER` as text, {} of a damaged DICOM file, None of a file that is no DICOM."""
+    pydicom = import_pydicom()
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
+        return {tag: str(header.get(tag) or "").strip() for tag in HEADER}
+    except pydicom.errors.InvalidDicomError:
+        return {} if file.suffix.lower() in DICOM_ENDINGS else None
+    except Exception:  # a damaged header raises whatever its bytes happen to mean
+        return {}
+
+
+def _series(uid: str, instances: list[tuple[Path, dict[str, str]]], damaged: dict[Path, list[Path]]) -> Series:
+    files = tuple(file for file, _ in instances)
+    header = instances[0][1]
+    unreadable = tuple(bad for folder in {file.parent: None for file in files} for bad in damaged.get(folder, ()))
+    texts = (header["Modality"], header["SeriesDescription"], header["PatientID"], header["ContrastBolusAgent"])
+    return Series(uid, *texts, files, unreadable)
+
+
+def _in_order(series: Series) -> list[Path]:
+    """The files along the normal of the slices, after checking that they make one regular stack."""
+    slices = [(file, _geometry(file)) for file in series.files]
+    first = slices[0][1]
+    for file, geometry in slices[1:]:
+        for tag in ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
+            if not np.allclose(geometry[tag], first[tag], atol=1e-3):
+                raise BadCase(
+                    f"{file} has {tag} {geometry[tag]} but {slices[0][0]} has {first[tag]}, in one series; "
+                    f"keep the files of one volume"
+                )
+    normal = np.cross(first["ImageOrientationPatient"][:3], first["ImageOrientationPatient"][3:])
+    slices.sort(key=lambda item: float(np.dot(item[1]["ImagePositionPatient"], normal)))
+    files = [file for file, _ in slices]
+    _check_stack(files, np.array([geometry["ImagePositionPatient"] for _, geometry in slices]), normal)
+    return files
+
+
+def _geometry(file: Path) -> dict[str, np.ndarray]:
+    header = import_pydicom().dcmread(file, stop_before_pixels=True, specific_tags=GEOMETRY)
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        raise BadCase(f"{file} holds {header.NumberOfFrames} frames; export it as one file per slice, or as NIfTI")
+    missing = [tag for tag in GEOMETRY[:-1] if header.get(tag) is None]
+    if missing:
+        raise BadCase(f"{file} has no {missing[0]}, so its place is unknown; export the series again, as slices")
+    return {tag: np.array(header[tag].value, dtype=float) for tag in GEOMETRY[:-1]}
+
+
+def _check_stack(files: Sequence[Path], positions: np.ndarray, normal: np.ndarray) -> None:
+    """Refuse anything but equidistant slices, one above the other."""
+    if len(files) < 2:
+        raise BadCase(f"{files[0]} is the only slice of its series; give a whole volume")
+    steps = np.diff(positions, axis=0)
+    _check_gaps(files, steps @ normal)
+    along = steps.sum(0) @ normal
+    across = np.linalg.norm(steps.sum(0) - along * normal)
+    if across > TOLERANCE_MM:
+        tilt = f"{np.degrees(np.arctan2(across, along)):.1f} degrees (gantry tilt)"
+        raise BadCase(f"{files[0].parent} has its slices tilted by {tilt}; resample it upright")
+
+
+def _check_gaps(files: Sequence[Path], gaps: np.ndarray) -> None:
+    narrow = int(gaps.argmin())
+    if gaps[narrow] < TOLERANCE_MM:
+        raise BadCase(
+            f"{files[narrow]} and {files[narrow + 1].name} are two slices at one place, such as two echoes; "
+            f"keep the files of one volume"
+        )
+    usual = float(np.percentile(gaps, 50, method="lower"))
+    odd = int(np.abs(gaps - usual).argmax())
+    if abs(gaps[odd] - usual) > TOLERANCE_MM:
+        raise BadCase(
+            f"{files[odd]} and {files[odd + 1].name} are {gaps[odd]:.2f} mm apart but other slices {usual:.2f} mm: "
+            f"one is missing, or the spacing is uneven; fetch the series again, or resample it"
+        )
+
+
+def _first_bad(files: Sequence[Path]) -> Path:
+    for file in files:
+        try:
+            itk.imread(str(file), itk.F, imageio=itk.GDCMImageIO.New())
+        except RuntimeError:
+            return file
+    return files[0].parent
