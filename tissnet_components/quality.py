@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import SaveImaged
 
 from tissnet_components.report import write_whole
 
@@ -57,8 +57,10 @@ def quality_flags(measured: Mapping[str, float | bool | None], thresholds: Mappi
     return flags + [name for name in means if measured[name] is not None and measured[name] > thresholds[name]]
 
 
-class SaveImageSummaryd(MapTransform):
+class SaveImageSummaryd(SaveImaged):
     """Write ``output_dir/CASE/CASE_summary.json``: what `measure_quality` finds, its flags and their thresholds.
+
+    A ``SaveImaged``, because MONAI Label leaves these out.
 
     Args:
         keys: mask, error and disagreement, in this order, on the grid of the input scan.
@@ -69,7 +71,7 @@ class SaveImageSummaryd(MapTransform):
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str, thresholds: Mapping[str, float]) -> None:
-        super().__init__(keys)
+        super().__init__(keys, output_dir=output_dir)
         if set(thresholds) != THRESHOLDS:
             raise ValueError(f"quality needs the thresholds {sorted(THRESHOLDS)}, got {sorted(thresholds)}")
         self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)

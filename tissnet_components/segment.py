@@ -1,12 +1,14 @@
 """Segment one patient or many with a bundle, for people who know no MONAI."""
 
 import csv
+import json
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
@@ -14,6 +16,8 @@ from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
 from tissnet_components.datasets.brats import find_cases
+from tissnet_components.datasets.dicom import only_image
+from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
 from tissnet_components.errors import mendable_cause
 from tissnet_components.inference import find_scans, report_failed
 
@@ -22,6 +26,7 @@ FILES = {  # everything that a case may leave in its folder, after its name
     **{name: f"{name}.nii.gz" for name in MAPS[:-1]},
     "overview": "overview.png",
     "summary": "summary.json",
+    "dicom_seg": "seg.dcm",
 }
 
 
@@ -31,10 +36,12 @@ def segment(
     t1ce: str | None = None,
     t2: str | None = None,
     flair: str | None = None,
+    image: str | None = None,
     cases: str | None = None,
     out: str = ".",
     case: str | None = None,
     outputs: Sequence[str] = MAPS,
+    dicom_seg: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     device: str | None = None,
@@ -60,15 +67,18 @@ def segment(
 
     Args:
         bundle: folder of the bundle, such as bundles/tissnet_brats, with weights in its models folder.
-        t1: T1-weighted scan: a NIfTI file.
+        t1: T1-weighted scan: a NIfTI file, or a folder with one DICOM series.
         t1ce: contrast-enhanced T1-weighted scan, likewise.
         t2: T2-weighted scan, likewise.
         flair: FLAIR scan, likewise, for bundles that synthesise another contrast.
+        image: all scans in one 4-D NIfTI file instead, in the bundle's order.
         cases: many patients instead: a folder of NIfTI files named CASE_t1.nii.gz, CASE_t2.nii.gz and so on as in
-            BraTS, at any depth, or a CSV file with the columns case and one per scan.
+            BraTS, at any depth; a folder of DICOM folders CASE/t1, CASE/t2 and so on (CASE alone where the bundle
+            needs one scan); or a CSV file with the columns case, t1, t2 and so on.
         out: folder for the results; made if needed.
         case: name of the one patient in the results; by default the first scan's name.
         outputs: which maps to write, such as seg,error; by default all: seg,synthetic,error,disagreement,overview.
+        dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder.
         overwrite: replace results that are there already.
         resume: keep finished cases, do the others.
         device: cpu, cuda or cuda:1; by default a GPU where there is one.
@@ -87,11 +97,14 @@ def segment(
     if source_modalities:
         parser["source_modalities"] = list(source_modalities)
     modalities = parser.get_parsed_content("source_modalities")
-    given = {name: file for name, file in {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}.items() if file}
+    scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
+    given = {name: str(file) for name, file in scans.items() if file}
     if cases and (given or case):
         raise ValueError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
-    patients = find_patients(cases, modalities) if cases else [_one_patient(given, modalities, bundle, case)]
-    outputs = [*_known_outputs(outputs), "summary"]
+    patients = find_patients(cases, modalities, out) if cases else [_one_patient(given, modalities, bundle, case)]
+    outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
+    if dicom_seg:
+        _check_dicom(patients)
     todo = _to_do(patients, Path(str(out)), outputs, overwrite, resume)
     settings = {
         "output_dir": str(out),
@@ -113,8 +126,11 @@ def segment(
     report_failed(failed)
 
 
-def find_patients(cases: str | Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
-    """The patients of a CSV file, or of a folder of NIfTI files named as in BraTS; no scan is opened.
+def find_patients(cases: str | Path, modalities: Sequence[str], out: str | Path) -> list[dict[str, Any]]:
+    """The patients of a CSV file, of a folder of NIfTI files named as in BraTS, or of DICOM folders; none is opened.
+
+    Args:
+        out: a folder in which no scans are looked for, since results go there.
 
     Returns:
         entries of ``case``, the name, and ``image``, the scans of the modalities, in their order. Relative paths in a
@@ -124,7 +140,7 @@ def find_patients(cases: str | Path, modalities: Sequence[str]) -> list[dict[str
         ValueError: nothing found, a column or cell missing, a name used twice or not fit for a folder.
     """
     cases = Path(str(cases)).expanduser()
-    patients = _in_folder(cases, modalities) if cases.is_dir() else _in_table(cases, modalities)
+    patients = _in_folder(cases, modalities, Path(str(out))) if cases.is_dir() else _in_table(cases, modalities)
     names = [_plain(patient["case"], cases) for patient in patients]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -132,12 +148,20 @@ def find_patients(cases: str | Path, modalities: Sequence[str]) -> list[dict[str
     return patients
 
 
-def _in_folder(folder: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
+def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> list[dict[str, Any]]:
     if find_cases(folder, modalities):
         return find_scans(str(folder), modalities, datalist="", section="")
-    raise ValueError(
-        f"{folder} holds no scans named like CASE_{modalities[0]}.nii.gz; rename them, or list them in a CSV"
-    )
+    inside = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    patients = [child for child in inside if child.resolve() != out.resolve()]
+    if patients:
+        return [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
+    wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
+    raise ValueError(f"{folder} holds no scans named like {wanted} and no folders; rename them, or list them in a CSV")
+
+
+def _dicom_folders(patient: Path, modalities: Sequence[str]) -> list[str]:
+    alone = len(modalities) == 1 and not (patient / modalities[0]).is_dir()
+    return [str(patient)] if alone else [str(patient / name) for name in modalities]
 
 
 def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
@@ -163,9 +187,11 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _one_patient(given: dict[str, str], modalities: list[str], bundle: str, case: str | None) -> dict[str, Any]:
-    files = _choose(given, modalities, bundle)
-    name = str(case or Path(files[0]).name.split(".nii")[0])  # Fire hands a patient called 7 over as a number
-    return {"case": _plain(name, "--case"), "image": files}
+    scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
+    name = str(
+        case or Path(*_listed(scans)[:1]).name.split(".nii")[0]
+    )  # Fire hands a patient called 7 over as a number
+    return {"case": _plain(name, "--case"), "image": scans}
 
 
 def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
@@ -177,7 +203,7 @@ def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
     unused = sorted(set(given) - set(needed))
     if unused:
         raise ValueError(f"{bundle} does not use {', '.join(unused)}; it needs {', '.join(needed)} alone")
-    return [str(given[name]) for name in needed]
+    return [given[name] for name in needed]
 
 
 def _plain(name: str, source: str | Path) -> str:
@@ -188,11 +214,24 @@ def _plain(name: str, source: str | Path) -> str:
 
 
 def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
-    outputs = [outputs] if isinstance(outputs, str) else list(outputs)
+    outputs = _listed(outputs)
     unknown = [name for name in outputs if name not in MAPS]
     if unknown or not outputs:
         raise ValueError(f"--outputs knows {', '.join(MAPS)}; got {', '.join(map(str, unknown)) or 'none'}")
     return outputs
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _check_dicom(patients: list[dict[str, Any]]) -> None:
+    """Refuse what a DICOM SEG cannot refer to, before anything is run."""
+    import_highdicom()
+    for patient in patients:
+        scan = _listed(patient["image"])[0]
+        if not Path(scan).is_dir():
+            raise ValueError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
 
 
 def _available(device: str) -> torch.device:
@@ -215,7 +254,7 @@ def _to_do(
         raise ValueError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     for patient in patients:
         folder = out / patient["case"]
-        if any(folder.resolve() in Path(scan).resolve().parents for scan in patient["image"]):
+        if any(folder.resolve() in Path(scan).resolve().parents for scan in _listed(patient["image"])):
             raise ValueError(f"results would go to {folder}, among the scans; give another --out")
     begun = [p["case"] for p in patients if any(f.exists() for f in _files(out / p["case"], p["case"], list(FILES)))]
     if begun and not overwrite and not resume:
@@ -257,13 +296,30 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any]) -> dict[str, 
     """From the scans to the files. Returns the summary."""
     names = ("preprocessing", "inferer", "network", "device", "postprocessing")
     preprocessing, inferer, network, device, postprocessing = (parser.get_parsed_content(name) for name in names)
+    case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
     data = preprocessing(dict(patient))
     with eval_mode(network):
         maps = inferer(data["image"].as_tensor()[None].to(device), network)
-    for former in _files(Path(parser.get_parsed_content("output_dir")) / patient["case"], patient["case"], list(FILES)):
+    for former in _files(folder, case, list(FILES)):
         former.unlink(missing_ok=True)
     pred = {name: MetaTensor(values[0]) for name, values in maps.items()}  # plain tensors, Invertd would pass over
-    return postprocessing({**data, "pred": pred})["summary"]
+    result = postprocessing({**data, "pred": pred})
+    if "dicom_seg" in parser.get_parsed_content("outputs"):
+        _write_dicom_seg(parser, result["fine"], _listed(patient["image"])[0], *_files(folder, case, ["dicom_seg"]))
+    return result["summary"]
+
+
+def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, scan: str, path: Path) -> None:
+    metadata = json.loads((Path(parser["bundle_root"]) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    write_dicom_seg(
+        mask[0].cpu().numpy(),
+        np.asarray(mask.affine),
+        only_image(scan).files,
+        path,
+        segment=parser.get_parsed_content("dicom_segment"),
+        algorithm=metadata["name"],
+        version=metadata["version"],
+    )
 
 
 def _verdict(summary: Mapping[str, Any]) -> str:
