@@ -169,12 +169,14 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, skipinitialspace=True)
+            found = list(table.fieldnames or [])
             rows = [(table.line_num, row) for row in table]
     except (OSError, UnicodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({error}); give a folder or a CSV with {','.join(columns)}") from error
-    if not rows or not set(columns) <= set(rows[0][1]):
-        found = ",".join(name for name in table.fieldnames or [] if name)
-        raise ValueError(f"{path} has the columns {found or 'none'} and {len(rows)} rows, expected {','.join(columns)}")
+    if not rows or not set(columns) <= set(found):
+        raise ValueError(
+            f"{path} has the columns {','.join(found) or 'none'} and {len(rows)} rows, expected {','.join(columns)}"
+        )
     for line, row in rows:
         empty = [name for name in columns if not (row[name] or "").strip()]
         if empty:
