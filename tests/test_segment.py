@@ -380,6 +380,12 @@ def test_resuming_does_what_is_not_finished(bundle, cohort, tmp_path, times_load
     assert len(times_loaded) == 2
 
 
+def test_resuming_with_further_maps_adds_them(bundle, scans, tmp_path):
+    for outputs in ("seg", "error"):
+        segment(str(bundle), **scans, out=str(tmp_path), case="anna", outputs=outputs, resume=True)
+    assert files_below(tmp_path / "anna") == {"anna_seg.nii.gz", "anna_error.nii.gz", "anna_summary.json"}
+
+
 def test_overwriting_and_resuming_exclude_each_other(bundle, scans):
     assert "give one of them" in refused(bundle, **scans, overwrite=True, resume=True)
 
@@ -482,6 +488,13 @@ def test_scans_on_other_grids_are_refused_by_the_names_of_their_dicom_folders(bu
     said = refused(bundle, **folders, out=str(tmp_path / "out"))
     assert said.startswith(f"{tmp_path / 'moved'} has affine")
     assert "resample one to the other's grid" in said
+
+
+def test_without_pydicom_a_dicom_folder_names_the_cure(vs_bundle, tmp_path, monkeypatch):
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "1.dcm").touch()
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert 'pip install -e ".[dicom]"' in refused(vs_bundle, t2=str(tmp_path / "dicom"), out=str(tmp_path / "out"))
 
 
 def test_a_dicom_seg_of_nifti_files_is_refused_at_once(bundle, scans, cohort, times_loaded):

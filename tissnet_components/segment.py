@@ -121,7 +121,7 @@ def segment(
     logging.getLogger("ignite").setLevel(logging.WARNING)
     if todo:
         parser.get_parsed_content("initialize")
-    failed = _segment_each(parser, todo, alone=not cases)
+    failed = _segment_each(parser, todo, alone=not cases, former=list(FILES) if overwrite else ["summary"])
     print(f"results in {Path(str(out)) if cases else Path(str(out)) / patients[0]['case']}")
     report_failed(failed)
 
@@ -279,12 +279,14 @@ def _read_bundle(bundle: str) -> ConfigParser:
     return parser
 
 
-def _segment_each(parser: ConfigParser, patients: list[dict[str, Any]], alone: bool) -> dict[str, str]:
+def _segment_each(
+    parser: ConfigParser, patients: list[dict[str, Any]], alone: bool, former: Sequence[str]
+) -> dict[str, str]:
     """Segment one patient after the other. Returns the reasons of those that failed; one alone raises."""
     failed = {}
     for patient in tqdm(patients, "segmenting", unit="case", disable=alone):
         try:
-            tqdm.write(_verdict(_segment_one(parser, patient)))
+            tqdm.write(_verdict(_segment_one(parser, patient, former)))
         except KeyboardInterrupt:
             raise SystemExit("stopped; the same command with --resume does the remaining cases") from None
         except Exception as error:
@@ -294,16 +296,16 @@ def _segment_each(parser: ConfigParser, patients: list[dict[str, Any]], alone: b
     return failed
 
 
-def _segment_one(parser: ConfigParser, patient: Mapping[str, Any]) -> dict[str, Any]:
-    """From the scans to the files. Returns the summary."""
+def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Sequence[str]) -> dict[str, Any]:
+    """From the scans to the files, after removing the former ones of these kinds. Returns the summary."""
     names = ("preprocessing", "inferer", "network", "device", "postprocessing")
     preprocessing, inferer, network, device, postprocessing = (parser.get_parsed_content(name) for name in names)
     case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
     data = preprocessing(dict(patient))
     with eval_mode(network):
         maps = inferer(data["image"].as_tensor()[None].to(device), network)
-    for former in _files(folder, case, list(FILES)):
-        former.unlink(missing_ok=True)
+    for file in _files(folder, case, former):
+        file.unlink(missing_ok=True)
     pred = {name: MetaTensor(values[0]) for name, values in maps.items()}  # plain tensors, Invertd would pass over
     result = postprocessing({**data, "pred": pred})
     if "dicom_seg" in parser.get_parsed_content("outputs"):
