@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +117,6 @@ def segment(
     }
     parser.update({key: value for key, value in settings.items() if value is not None})
     parser.parse(True)
-    logging.getLogger("ignite").setLevel(logging.WARNING)
     if todo:
         parser.get_parsed_content("initialize")
     failed = _segment_each(parser, todo, alone=not cases, former=list(FILES) if overwrite else ["summary"])
