@@ -433,6 +433,12 @@ def test_all_48_orientations_of_a_scan_give_the_same_mask_in_space(bundle, scans
     assert 0 < expected["seg"].get_fdata().mean() < 0.5
 
 
+def test_one_scan_given_twice_is_refused(bundle, scans):
+    assert f"anna uses {scans['t1']} for more than one scan" in refused(
+        bundle, **scans | {"t2": scans["t1"]}, case="anna"
+    )
+
+
 def write_dicom(file: str, folder: Path) -> str:
     """A scan as a DICOM series; returns the folder."""
     image = nib.load(file)

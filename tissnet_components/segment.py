@@ -253,9 +253,11 @@ def _to_do(
     if overwrite and resume:
         raise ValueError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     for patient in patients:
-        folder = out / patient["case"]
-        if any(folder.resolve() in Path(scan).resolve().parents for scan in _listed(patient["image"])):
+        folder, scans = out / patient["case"], _listed(patient["image"])
+        if any(folder.resolve() in Path(scan).resolve().parents for scan in scans):
             raise ValueError(f"results would go to {folder}, among the scans; give another --out")
+        if len(set(scans)) < len(scans):
+            raise ValueError(f"{patient['case']} uses {max(scans, key=scans.count)} for more than one scan; correct it")
     begun = [p["case"] for p in patients if any(f.exists() for f in _files(out / p["case"], p["case"], list(FILES)))]
     if begun and not overwrite and not resume:
         raise ValueError(
