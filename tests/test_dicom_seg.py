@@ -158,8 +158,9 @@ def test_a_series_without_frame_of_reference_is_refused(mask, tmp_path):
         write(mask, files, tmp_path)
 
 
-def test_an_empty_mask_is_a_seg_without_a_marked_pixel(mask, tmp_path):
+def test_an_empty_mask_is_a_seg_without_a_marked_pixel(mask, tmp_path, caplog):
     written = write(mask * 0, series(tmp_path / "series"), tmp_path)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert written.NumberOfFrames == 6
     assert not written.pixel_array.any()
 

@@ -202,6 +202,30 @@ def test_a_scan_that_is_not_there_is_named(bundle, scans, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(np.complex64, "complex64"), (np.dtype([(c, "u1") for c in "RGB"]), "'R'")],
+    ids=["complex", "colour"],
+)
+def test_voxels_that_are_no_grey_values_are_refused(bundle, scans, tmp_path, dtype, name):
+    image = nib.load(scans["t2"])
+    odd = nib.Nifti1Image(np.zeros(image.shape, dtype), image.affine, dtype=dtype)
+    nib.save(odd, tmp_path / "odd.nii.gz")
+    said = refused(bundle, **scans | {"t2": str(tmp_path / "odd.nii.gz")}, out=str(tmp_path / "out"))
+    assert said.startswith(f"{tmp_path / 'odd.nii.gz'} holds ")
+    assert name in said
+    assert "expected real numbers" in said
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float64])
+def test_every_real_type_of_voxel_is_read(bundle, scans, tmp_path, dtype):
+    image = nib.load(scans["t2"])
+    values = np.asarray(image.dataobj).clip(0).astype(dtype)
+    nib.save(nib.Nifti1Image(values, image.affine, dtype=dtype), tmp_path / "t2.nii")
+    segment(str(bundle), **scans | {"t2": str(tmp_path / "t2.nii")}, out=str(tmp_path), case="a", outputs="seg")
+    assert (tmp_path / "a" / "a_seg.nii.gz").is_file()
+
+
 def test_weights_that_are_not_there_are_named(bundle, scans, tmp_path):
     options = {"out": str(tmp_path), "weights": str(tmp_path / "model.pt")}
     assert f"no weights at {tmp_path / 'model.pt'}" in sentence(lambda: segment(str(bundle), **scans, **options))

@@ -102,6 +102,7 @@ def write_dicom_seg(
             manufacturer_model_name="tissnet_components",
             software_versions=version,
             device_serial_number="none",
+            omit_empty_frames=bool((mask > 0.5).any()),
         )
     content = io.BytesIO()
     found.save_as(content)
