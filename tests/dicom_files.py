@@ -5,8 +5,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RTStructureSetStorage, generate_uid
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -59,3 +59,31 @@ def save_all(items: Sequence[FileDataset], folder: Path, name: str = "1-{:03d}.d
     for item, file in zip(items, files, strict=True):
         item.save_as(file, enforce_file_format=True)
     return files
+
+
+def rtstruct(
+    structures: dict[str, list], series_uid: str, patient: str = "P1", geometry: str = "CLOSED_PLANAR"
+) -> FileDataset:
+    """Structures, name -> loops (N, 3) in LPS mm, drawn on a series."""
+    item = dataset(RTStructureSetStorage, "RTSTRUCT", patient)
+    item.StructureSetLabel, item.SeriesDescription = "simulated", "RT structures"
+    series, study, frame = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID = series_uid
+    study.RTReferencedSeriesSequence = [series]
+    frame.RTReferencedStudySequence = [study]
+    item.ReferencedFrameOfReferenceSequence = [frame]
+    item.StructureSetROISequence, item.ROIContourSequence = [], []
+    for number, (name, loops) in enumerate(structures.items(), start=1):
+        roi, drawn = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, drawn.ReferencedROINumber = number, name, number
+        drawn.ContourSequence = [contour(loop, geometry) for loop in loops]
+        item.StructureSetROISequence.append(roi)
+        item.ROIContourSequence.append(drawn)
+    return item
+
+
+def contour(loop: np.ndarray, geometry: str) -> Dataset:
+    item = Dataset()
+    item.ContourGeometricType, item.NumberOfContourPoints = geometry, len(loop)
+    item.ContourData = [f"{value:.4f}" for value in np.ravel(loop)]
+    return item

@@ -463,10 +463,11 @@ def test_one_scan_given_twice_is_refused(bundle, scans):
     )
 
 
-def write_dicom(file: str, folder: Path) -> str:
+def write_dicom(file: str, folder: Path, name: str = "1-{:03d}.dcm", description: str = "research") -> str:
     """A scan as a DICOM series; returns the folder."""
     image = nib.load(file)
-    save_all(slices_of(nib.Nifti1Image(np.asarray(image.dataobj).clip(0), image.affine)), folder)
+    upright = nib.Nifti1Image(np.asarray(image.dataobj).clip(0), image.affine)
+    save_all(slices_of(upright, description=description), folder, name)
     return str(folder)
 
 
@@ -495,6 +496,16 @@ def test_a_glioma_case_is_a_dicom_folder_per_scan(bundle, scans, tmp_path):
     assert algorithm == json.loads((bundle / "configs" / "metadata.json").read_text())["name"]
 
 
+def test_the_series_of_a_case_may_lie_in_one_folder(bundle, scans, tmp_path):
+    for name, file in scans.items():
+        write_dicom(file, tmp_path / "scans" / "anna", name + "-{:03d}.dcm", description=name)
+        write_dicom(file, tmp_path / "apart" / "anna" / name)
+    for cases in ("scans", "apart"):
+        segment(str(bundle), cases=str(tmp_path / cases), out=str(tmp_path / f"{cases}_out"), outputs="error")
+    found, expected = (voxels(tmp_path / f"{cases}_out/anna/anna_error.nii.gz") for cases in ("scans", "apart"))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_folder_of_dicom_folders_is_a_cohort_and_results_in_it_are_not(vs_bundle, scans, tmp_path, capsys):
     write_dicom(scans["t2"], tmp_path / "anna")
     write_dicom(scans["t2"], tmp_path / "bert" / "t2")
@@ -509,14 +520,14 @@ def test_a_folder_of_dicom_folders_is_a_cohort_and_results_in_it_are_not(vs_bund
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"anna", "bert"}
 
 
-def test_scans_on_other_grids_are_refused_by_the_names_of_their_dicom_folders(bundle, scans, tmp_path):
+def test_dicom_series_on_other_grids_are_refused_by_name(bundle, scans, tmp_path):
     moved = nib.load(scans["t2"])
     moved.affine[0, 3] += 3
     nib.save(nib.Nifti1Image(voxels(scans["t2"]), moved.affine), tmp_path / "moved.nii.gz")
     folders = {name: write_dicom(file, tmp_path / name) for name, file in scans.items()}
     folders["t2"] = write_dicom(tmp_path / "moved.nii.gz", tmp_path / "moved")
     said = refused(bundle, **folders, out=str(tmp_path / "out"))
-    assert said.startswith(f"{tmp_path / 'moved'} has affine")
+    assert said.startswith(f"MR series research of P1 in {tmp_path / 'moved'} has affine")
     assert "resample one to the other's grid" in said
 
 

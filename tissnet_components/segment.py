@@ -15,7 +15,8 @@ from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
 from tissnet_components.datasets.brats import find_cases
-from tissnet_components.datasets.dicom import only_image
+from tissnet_components.datasets.dicom import Series
+from tissnet_components.datasets.weighting import choose_series
 from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
 from tissnet_components.errors import mendable_cause
 from tissnet_components.inference import find_scans, report_failed
@@ -66,14 +67,14 @@ def segment(
 
     Args:
         bundle: folder of the bundle, such as bundles/tissnet_brats, with weights in its models folder.
-        t1: T1-weighted scan: a NIfTI file, or a folder with one DICOM series.
+        t1: T1-weighted scan: a NIfTI file, or a folder of DICOM files; of several series there, the headers tell.
         t1ce: contrast-enhanced T1-weighted scan, likewise.
         t2: T2-weighted scan, likewise.
         flair: FLAIR scan, likewise, for bundles that synthesise another contrast.
         image: all scans in one 4-D NIfTI file instead, in the bundle's order.
         cases: many patients instead: a folder of NIfTI files named CASE_t1.nii.gz, CASE_t2.nii.gz and so on as in
-            BraTS, at any depth; a folder of DICOM folders CASE/t1, CASE/t2 and so on (CASE alone where the bundle
-            needs one scan); or a CSV file with the columns case, t1, t2 and so on.
+            BraTS, at any depth; a folder of DICOM folders, CASE or CASE/t1, CASE/t2 and so on; or a CSV file with the
+            columns case, t1, t2 and so on.
         out: folder for the results; made if needed.
         case: name of the one patient in the results; by default the first scan's name.
         outputs: which maps to write, such as seg,error; by default all: seg,synthetic,error,disagreement,overview.
@@ -158,8 +159,9 @@ def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> list[dict[
 
 
 def _dicom_folders(patient: Path, modalities: Sequence[str]) -> list[str]:
-    alone = len(modalities) == 1 and not (patient / modalities[0]).is_dir()
-    return [str(patient)] if alone else [str(patient / name) for name in modalities]
+    """A folder per modality where they are named so, else the patient's for each."""
+    apart = any((patient / name).is_dir() for name in modalities)
+    return [str(patient / name if apart else patient) for name in modalities]
 
 
 def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
@@ -256,8 +258,9 @@ def _to_do(
         folder, scans = out / patient["case"], _listed(patient["image"])
         if any(folder.resolve() in Path(scan).resolve().parents for scan in scans):
             raise ValueError(f"results would go to {folder}, among the scans; give another --out")
-        if len(set(scans)) < len(scans):
-            raise ValueError(f"{patient['case']} uses {max(scans, key=scans.count)} for more than one scan; correct it")
+        twice = [scan for scan in scans if scans.count(scan) > 1 and not Path(scan).is_dir()]
+        if twice:
+            raise ValueError(f"{patient['case']} uses {twice[0]} for more than one scan; correct it")
     begun = [p["case"] for p in patients if any(f.exists() for f in _files(out / p["case"], p["case"], list(FILES)))]
     if begun and not overwrite and not resume:
         raise ValueError(
@@ -301,7 +304,8 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     names = ("preprocessing", "inferer", "network", "device", "postprocessing")
     preprocessing, inferer, network, device, postprocessing = (parser.get_parsed_content(name) for name in names)
     case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
-    data = preprocessing(dict(patient))
+    scans = _with_series(patient["image"], parser.get_parsed_content("source_modalities"))
+    data = preprocessing({**patient, "image": scans})
     with eval_mode(network):
         maps = inferer(data["image"].as_tensor()[None].to(device), network)
     for file in _files(folder, case, former):
@@ -309,16 +313,24 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     pred = {name: MetaTensor(values[0]) for name, values in maps.items()}  # plain tensors, Invertd would pass over
     result = postprocessing({**data, "pred": pred})
     if "dicom_seg" in parser.get_parsed_content("outputs"):
-        _write_dicom_seg(parser, result["fine"], _listed(patient["image"])[0], *_files(folder, case, ["dicom_seg"]))
+        _write_dicom_seg(parser, result["fine"], scans[0], *_files(folder, case, ["dicom_seg"]))
     return result["summary"]
 
 
-def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, scan: str, path: Path) -> None:
+def _with_series(scans: str | list[str], modalities: Sequence[str]) -> str | list[str | Series]:
+    """The scans, with the DICOM series of its modality instead of each folder."""
+    if isinstance(scans, str):
+        return scans
+    named = zip(scans, modalities, strict=True)
+    return [choose_series(scan, modality) if Path(scan).is_dir() else scan for scan, modality in named]
+
+
+def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, source: Series, path: Path) -> None:
     metadata = json.loads((Path(parser["bundle_root"]) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     write_dicom_seg(
         mask[0].cpu().numpy(),
         np.asarray(mask.affine),
-        only_image(scan).files,
+        source.files,
         path,
         segment=parser.get_parsed_content("dicom_segment"),
         algorithm=metadata["name"],

@@ -52,12 +52,12 @@ def find_series(folder: str | Path) -> list[Series]:
     Only headers are read. An instance that lies there twice counts once. Sorted by patient, description and UID.
 
     Raises:
-        ValueError: no such folder, or it cannot be listed.
+        ValueError: no such folder.
         ImportError: pydicom is not installed.
     """
     members: dict[str, dict[str, tuple[Path, dict[str, str]]]] = defaultdict(dict)
     damaged: dict[Path, list[Path]] = defaultdict(list)
-    for file in _files_below(Path(str(folder)).expanduser()):
+    for file in files_below(Path(str(folder)).expanduser()):
         header = _read_header(file)
         if header is None:
             continue
@@ -116,6 +116,24 @@ def affine_of(image: Any) -> np.ndarray:
     return LPS_TO_RAS @ affine
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, links followed once; hidden ones are macOS's shadows or half-written.
+
+    Raises:
+        ValueError: no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder that the files lie in")
+    seen = set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            subfolders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        subfolders.sort()
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith(".") and name != "DICOMDIR")
+
+
 def import_pydicom() -> ModuleType:
     """pydicom, which only those need who have DICOM."""
     try:
@@ -123,14 +141,6 @@ def import_pydicom() -> ModuleType:
     except ImportError as error:
         raise ImportError('DICOM needs pydicom, which is not installed; pip install -e ".[dicom]"') from error
     return pydicom
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the folder that the DICOM files lie in")
-    for parent, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        yield from (Path(parent, name) for name in sorted(names) if not name.startswith(".") and name != "DICOMDIR")
 
 
 def _read_header(file: Path) -> dict[str, str] | None:
