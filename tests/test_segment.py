@@ -299,6 +299,13 @@ def test_results_are_kept_from_the_scans(bundle, scans):
     assert not (folder / "anna_error.nii.gz").exists()
 
 
+def test_results_are_kept_from_dicom_scans_too(vs_bundle, tmp_path):
+    (tmp_path / "anna").mkdir()
+    assert f"results would go to {tmp_path / 'anna'}, among the scans" in refused(
+        vs_bundle, cases=str(tmp_path), out=str(tmp_path)
+    )
+
+
 def test_a_folder_of_cases_is_segmented_by_one_network(bundle, cohort, tmp_path, times_loaded, capsys):
     segment(str(bundle), cases=str(cohort), out=str(tmp_path / "out"), outputs="seg")
     assert files_below(tmp_path / "out") == {

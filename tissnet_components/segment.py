@@ -190,10 +190,8 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
 
 def _one_patient(given: dict[str, str], modalities: list[str], bundle: str, case: str | None) -> dict[str, Any]:
     scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
-    name = str(
-        case or Path(*_listed(scans)[:1]).name.split(".nii")[0]
-    )  # Fire hands a patient called 7 over as a number
-    return {"case": _plain(name, "--case"), "image": scans}
+    first = Path(_listed(scans)[0]).absolute().name.split(".nii")[0]
+    return {"case": _plain(str(case or first), "--case"), "image": scans}  # Fire makes 7 of a patient called 7
 
 
 def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
@@ -256,7 +254,7 @@ def _to_do(
         raise ValueError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     for patient in patients:
         folder, scans = out / patient["case"], _listed(patient["image"])
-        if any(folder.resolve() in Path(scan).resolve().parents for scan in scans):
+        if any(Path(scan).resolve().is_relative_to(folder.resolve()) for scan in scans):
             raise ValueError(f"results would go to {folder}, among the scans; give another --out")
         twice = [scan for scan in scans if scans.count(scan) > 1 and not Path(scan).is_dir()]
         if twice:
