@@ -31,7 +31,7 @@ EVALUATE = "['configs/train.json','configs/evaluate.json']"
 EVALUATE_DIRECT = "['configs/train.json','configs/evaluate.json','configs/direct_segmentation.json']"
 EVALUATE_CROP = "['configs/train.json','configs/evaluate.json','configs/tumor_crop.json']"
 INFERENCE = "configs/inference.json"
-OUTPUTS = ("disagreement.nii.gz", "error.nii.gz", "overview.png", "seg.nii.gz", "synthetic.nii.gz")
+OUTPUTS = ("disagreement.nii.gz", "error.nii.gz", "overview.png", "seg.nii.gz", "summary.json", "synthetic.nii.gz")
 
 FORKS = """
 import gc, json, os, runpy, sys

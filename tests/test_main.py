@@ -1,4 +1,8 @@
-"""What the command line refuses before a command runs."""
+"""What the command line refuses before a command runs, and that it is installed."""
+
+import configparser
+import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +35,11 @@ def test_a_mistyped_option_is_refused_before_the_command_runs(ran, monkeypatch):
     with pytest.raises(SystemExit, match=r"note has no option --spacing; it has --out, --spacing_mm"):
         run(monkeypatch, "note", "--spacing", "2")
     assert ran == []
+
+
+def test_it_is_installed_as_tissnet():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    name, target = setup["options.entry_points"]["console_scripts"].strip().split(" = ")
+    assert name == "tissnet"
+    assert pkgutil.resolve_name(target) is main

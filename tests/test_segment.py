@@ -1,42 +1,86 @@
+"""The command for people who know no MONAI, run in this process with networks of two channels and random weights."""
+
+import inspect
+import itertools
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from cohort import oblique_affine, write_case
+from dicom_files import save_all, slices_of
 from monai.bundle import ConfigParser
 
 from tissnet_components import __main__ as command_line
+from tissnet_components import cascade
 from tissnet_components.errors import mendable_cause
+from tissnet_components.inference import CascadeInferer
 from tissnet_components.segment import segment
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
+BUNDLES = Path(__file__).parents[1] / "bundles"
+SOURCES = ("t1", "t1ce", "t2")
+FILES = {"seg.nii.gz", "synthetic.nii.gz", "error.nii.gz", "disagreement.nii.gz", "overview.png", "summary.json"}
+SPACING_MM = (1.1, 0.9, 4)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    """The bundle with a tiny network of random weights."""
-    folder = tmp_path_factory.mktemp("bundle")
-    shutil.copytree(BUNDLE / "configs", folder / "configs")
+def tiny_bundle(name: str, folder: Path) -> Path:
+    """The bundle with a tiny network of random weights, made to call a tenth of a scan tumor."""
+    torch.manual_seed(0)
+    shutil.copytree(BUNDLES / name / "configs", folder / "configs")
     config = json.loads((folder / "configs" / "inference.json").read_text())
-    config |= {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16]}
+    config |= {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16], "spacing_mm": [1.2, 1.2, 4]}
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
-    network = ConfigParser(config).get_parsed_content("network_def")
+    parser = ConfigParser(config)
+    network = parser.get_parsed_content("network_def").eval()
+    scans = write_scans(folder / "anna")
+    image = [scans[modality] for modality in config["source_modalities"]]
+    with torch.no_grad():
+        fine = network(parser.get_parsed_content("preprocessing")({"case": "anna", "image": image})["image"][None])
+        network.segmentor.decoders["fine"].head.bias -= torch.logit(fine.as_tensor().quantile(0.9))
     (folder / "models").mkdir()
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     return folder
 
 
 @pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    return tiny_bundle("tissnet_brats", tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def vs_bundle(tmp_path_factory) -> Path:
+    return tiny_bundle("tissnet_vs", tmp_path_factory.mktemp("vs_bundle"))
+
+
+def write_scans(folder: Path, seed: int = 0) -> dict[str, str]:
+    case = write_case(folder, seed, shape=(34, 36, 10), affine=oblique_affine(SPACING_MM))
+    return dict(zip(SOURCES, case["image"], strict=True))
+
+
+@pytest.fixture(scope="module")
 def scans(tmp_path_factory) -> dict[str, str]:
-    case = write_case(
-        tmp_path_factory.mktemp("scans") / "anna", shape=(34, 36, 10), affine=oblique_affine((1.1, 0.9, 4))
-    )
-    return dict(zip(("t1", "t1ce", "t2"), case["image"], strict=True))
+    return write_scans(tmp_path_factory.mktemp("scans") / "anna")
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    for seed, name in enumerate(("anna", "bert", "carl")):
+        write_scans(tmp_path / "scans" / name, seed)
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def times_loaded(monkeypatch) -> list[str]:
+    """The weights that were loaded, in their order."""
+    loaded, load = [], cascade.load_weights
+    monkeypatch.setattr(cascade, "load_weights", lambda network, path: loaded.append(path) or load(network, path))
+    return loaded
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +101,44 @@ def sentence(action) -> str:
     return str(mendable_cause(caught.value))
 
 
-def test_one_patient_gives_four_maps_and_a_picture(results):
-    names = ["disagreement.nii.gz", "error.nii.gz", "overview.png", "seg.nii.gz", "synthetic.nii.gz"]
-    assert sorted(file.name for file in results.iterdir()) == [f"anna_{name}" for name in names]
+def refused(*arguments: str, **options: object) -> str:
+    return sentence(lambda: segment(*map(str, arguments), **options))
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def voxels(file: Path) -> np.ndarray:
+    return np.asarray(nib.load(file).dataobj)
+
+
+def test_one_patient_gives_four_maps_a_picture_and_a_summary(results):
+    assert files_below(results) == {f"anna_{name}" for name in FILES}
+
+
+def test_the_summary_can_be_computed_again_from_what_is_saved(results):
+    summary = json.loads((results / "anna_summary.json").read_text())
+    mask, error, disagreement = (voxels(results / f"anna_{name}.nii.gz") for name in ("seg", "error", "disagreement"))
+    assert 0 < mask.sum() < mask.size / 2
+    assert summary["volume_ml"] == pytest.approx(mask.sum() * np.prod(SPACING_MM) / 1000, abs=1e-3)
+    assert summary["mean_error"] == pytest.approx(error[mask == 1].mean(), abs=1e-4)
+    assert summary["mean_disagreement"] == pytest.approx(disagreement[mask == 1].mean(), abs=1e-4)
+    assert not summary["empty_mask"]
+
+
+def test_the_command_finds_what_the_bundles_own_workflow_finds(results, bundle, scans, tmp_path):
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    cases = [{"case": "anna", "image": list(scans.values())}]
+    parser.update({"bundle_root": str(bundle), "cases": cases, "output_dir": str(tmp_path)})
+    parser.get_parsed_content("inferring")
+    assert files_below(tmp_path / "anna") == files_below(results)
+    for name in ("seg", "synthetic", "error", "disagreement"):
+        np.testing.assert_array_equal(
+            voxels(tmp_path / "anna" / f"anna_{name}.nii.gz"), voxels(results / f"anna_{name}.nii.gz")
+        )
+    assert (tmp_path / "anna" / "anna_summary.json").read_text() == (results / "anna_summary.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +202,30 @@ def test_a_scan_that_is_not_there_is_named(bundle, scans, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(np.complex64, "complex64"), (np.dtype([(c, "u1") for c in "RGB"]), "'R'")],
+    ids=["complex", "colour"],
+)
+def test_voxels_that_are_no_grey_values_are_refused(bundle, scans, tmp_path, dtype, name):
+    image = nib.load(scans["t2"])
+    odd = nib.Nifti1Image(np.zeros(image.shape, dtype), image.affine, dtype=dtype)
+    nib.save(odd, tmp_path / "odd.nii.gz")
+    said = refused(bundle, **scans | {"t2": str(tmp_path / "odd.nii.gz")}, out=str(tmp_path / "out"))
+    assert said.startswith(f"{tmp_path / 'odd.nii.gz'} holds ")
+    assert name in said
+    assert "expected real numbers" in said
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float64])
+def test_every_real_type_of_voxel_is_read(bundle, scans, tmp_path, dtype):
+    image = nib.load(scans["t2"])
+    values = np.asarray(image.dataobj).clip(0).astype(dtype)
+    nib.save(nib.Nifti1Image(values, image.affine, dtype=dtype), tmp_path / "t2.nii")
+    segment(str(bundle), **scans | {"t2": str(tmp_path / "t2.nii")}, out=str(tmp_path), case="a", outputs="seg")
+    assert (tmp_path / "a" / "a_seg.nii.gz").is_file()
+
+
 def test_weights_that_are_not_there_are_named(bundle, scans, tmp_path):
     options = {"out": str(tmp_path), "weights": str(tmp_path / "model.pt")}
     assert f"no weights at {tmp_path / 'model.pt'}" in sentence(lambda: segment(str(bundle), **scans, **options))
@@ -149,3 +252,300 @@ def test_the_command_ends_in_one_sentence(monkeypatch, bundle):
     monkeypatch.setattr(sys, "argv", ["tissnet_components", "segment", "--bundle", str(bundle)])
     with pytest.raises(SystemExit, match=r"^error: .* needs the modalities t1, t1ce, t2; give --t1, --t1ce, --t2"):
         command_line.main()
+
+
+def test_help_shows_what_goes_in_what_comes_out_and_an_example(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tissnet", "segment", "--help"])
+    monkeypatch.setenv("PAGER", "cat")
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 0
+    shown = "".join(capsys.readouterr())
+    assert "tissnet segment --bundle bundles/tissnet_brats --t1 A.nii.gz" in shown
+    assert "not a medical device" in shown
+    documented = segment.__doc__.split("Args:")[1]
+    for option in inspect.signature(segment).parameters:
+        assert f"        {option}: " in documented
+        assert option == "bundle" or f"--{option}=" in shown
+
+
+@pytest.mark.parametrize("outputs", ["seg", ("seg", "error")], ids=["one", "two"])
+def test_only_the_chosen_maps_are_written(bundle, scans, tmp_path, outputs):
+    segment(str(bundle), **scans, out=str(tmp_path), case="anna", outputs=outputs)
+    chosen = [outputs] if isinstance(outputs, str) else outputs
+    assert files_below(tmp_path / "anna") == {"anna_summary.json", *(f"anna_{name}.nii.gz" for name in chosen)}
+
+
+@pytest.mark.parametrize("outputs", ["sge", (), ("seg", "mask")], ids=["mistyped", "none", "one of two"])
+def test_unknown_maps_are_refused(bundle, scans, outputs):
+    assert "--outputs knows seg, synthetic, error, disagreement, overview" in refused(bundle, **scans, outputs=outputs)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused(bundle, scans, tmp_path, device):
+    assert f"--device {device} cannot be used here" in refused(bundle, **scans, out=str(tmp_path), device=device)
+
+
+@pytest.mark.parametrize("case", ["../anna", "a/b", ".."])
+def test_a_case_cannot_be_filed_outside_the_results(bundle, scans, tmp_path, case):
+    assert "cannot be a folder's name" in refused(bundle, **scans, out=str(tmp_path / "out"), case=case)
+
+
+def test_results_are_kept_from_the_scans(bundle, scans):
+    folder = Path(scans["t1"]).parent
+    assert f"results would go to {folder}, among the scans" in refused(
+        bundle, **scans, out=str(folder.parent), case="anna", overwrite=True
+    )
+    assert not (folder / "anna_error.nii.gz").exists()
+
+
+def test_results_are_kept_from_dicom_scans_too(vs_bundle, tmp_path):
+    (tmp_path / "anna").mkdir()
+    assert f"results would go to {tmp_path / 'anna'}, among the scans" in refused(
+        vs_bundle, cases=str(tmp_path), out=str(tmp_path)
+    )
+
+
+def test_a_folder_of_cases_is_segmented_by_one_network(bundle, cohort, tmp_path, times_loaded, capsys):
+    segment(str(bundle), cases=str(cohort), out=str(tmp_path / "out"), outputs="seg")
+    assert files_below(tmp_path / "out") == {
+        f"{name}/{name}_{file}" for name in ("anna", "bert", "carl") for file in ("seg.nii.gz", "summary.json")
+    }
+    assert len(times_loaded) == 1
+    shown = capsys.readouterr()
+    volume = json.loads((tmp_path / "out" / "bert" / "bert_summary.json").read_text())["volume_ml"]
+    assert f"bert: {volume:.2f} ml" in shown.out
+    assert "3/3" in shown.err
+
+
+def test_a_table_of_cases_names_its_scans_from_its_own_folder(bundle, cohort, tmp_path):
+    table = cohort / "cases.csv"
+    rows = [f"{name},{','.join(f'{name}/{name}_{scan}.nii.gz' for scan in SOURCES)}" for name in ("carl", "anna")]
+    table.write_text("\n".join(["case,t1,t1ce,t2", *rows]))
+    segment(str(bundle), cases=str(table), out=str(tmp_path / "out"), outputs="seg")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"anna", "carl"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "has the columns none and 0 rows, expected case,t1,t1ce,t2"),
+        ("case,t1,t2\na,b,c\n", "has the columns case,t1,t2 and 1 rows, expected case,t1,t1ce,t2"),
+        ("case,t1,t1ce,t2\na,b,c,d\nb,e,,f\n", "line 3: no t1ce"),
+        ("case,t1,t1ce,t2\na,b,c\n", "line 2: no t2"),
+        ("case,t1,t1ce,t2\na,b,c,d\na,e,f,g\n", "names the case a more than once"),
+        ("case,t1,t1ce,t2\n../a,b,c,d\n", "names a case '../a'"),
+        (None, "cannot be read"),
+    ],
+    ids=["empty", "a column missing", "a cell missing", "a short row", "doubled", "outside", "no file"],
+)
+def test_a_bad_table_is_named(bundle, tmp_path, text, reason):
+    table = tmp_path / "cases.csv"
+    if text is not None:
+        table.write_text(text)
+    said = refused(bundle, cases=str(table), out=str(tmp_path / "out"))
+    assert str(table) in said
+    assert reason in said
+
+
+def test_a_folder_without_scans_is_named(bundle, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert f"{tmp_path} holds no scans named like CASE_t1.nii.gz" in refused(bundle, cases=str(tmp_path))
+
+
+def test_many_cases_and_one_scan_are_not_given_together(bundle, scans, cohort):
+    assert "leave out --t2" in refused(bundle, cases=str(cohort), t2=scans["t2"])
+    assert "leave out --case" in refused(bundle, cases=str(cohort), case="anna")
+
+
+def test_a_bad_case_is_listed_and_the_others_are_segmented(bundle, cohort, tmp_path, capsys):
+    (cohort / "anna" / "anna_t1ce.nii.gz").unlink()
+    (cohort / "bert" / "bert_t2.nii.gz").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as ended:
+        segment(str(bundle), cases=str(cohort), out=str(tmp_path / "out"), outputs="seg")
+    assert ended.value.code == 1
+    [title, anna, bert] = capsys.readouterr().err.splitlines()[-3:]
+    assert title == "2 not run:"
+    assert anna.startswith(f"  anna: {cohort / 'anna' / 'anna_t1ce.nii.gz'} does not exist")
+    assert bert.startswith(f"  bert: {cohort / 'bert' / 'bert_t2.nii.gz'} cannot be read as NIfTI")
+    assert files_below(tmp_path / "out") == {"carl/carl_seg.nii.gz", "carl/carl_summary.json"}
+
+
+def test_an_unforeseen_error_is_shown_in_full_and_the_others_go_on(bundle, cohort, tmp_path, monkeypatch, capsys):
+    times, infer = [], CascadeInferer.__call__
+
+    def run_out_of_memory(*arguments):
+        times.append(1)
+        return 1 / 0 if len(times) == 1 else infer(*arguments)
+
+    monkeypatch.setattr(CascadeInferer, "__call__", run_out_of_memory)
+    with pytest.raises(SystemExit):
+        segment(str(bundle), cases=str(cohort), out=str(tmp_path / "out"), outputs="seg")
+    shown = capsys.readouterr()
+    assert "  anna: ZeroDivisionError: division by zero" in shown.err
+    assert "Traceback" in shown.out + shown.err
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"bert", "carl"}
+
+
+def test_results_that_are_there_are_replaced_only_when_asked(bundle, scans, tmp_path):
+    options = scans | {"out": str(tmp_path), "case": "anna"}
+    segment(str(bundle), **options)
+    (tmp_path / "anna" / "notes.txt").touch()
+    assert f"{tmp_path / 'anna'} holds results already (1 of 1 cases" in refused(bundle, **options)
+    segment(str(bundle), **options, overwrite=True, outputs="seg")  # and none of the former run is left
+    assert files_below(tmp_path / "anna") == {"anna_seg.nii.gz", "anna_summary.json", "notes.txt"}
+
+
+def test_resuming_does_what_is_not_finished(bundle, cohort, tmp_path, times_loaded):
+    options = {"cases": str(cohort), "out": str(tmp_path / "out"), "outputs": "seg"}
+    segment(str(bundle), **options)
+    (tmp_path / "out" / "bert" / "bert_summary.json").unlink()  # what is written last
+    shutil.rmtree(tmp_path / "out" / "carl")
+    kept = tmp_path / "out" / "anna" / "anna_seg.nii.gz"
+    before = kept.stat().st_mtime_ns
+    segment(str(bundle), **options, resume=True)
+    assert len(files_below(tmp_path / "out")) == 6
+    assert kept.stat().st_mtime_ns == before
+    assert len(times_loaded) == 2
+    segment(str(bundle), **options, resume=True)  # nothing is left to do
+    assert len(times_loaded) == 2
+
+
+def test_resuming_with_further_maps_adds_them(bundle, scans, tmp_path):
+    for outputs in ("seg", "error"):
+        segment(str(bundle), **scans, out=str(tmp_path), case="anna", outputs=outputs, resume=True)
+    assert files_below(tmp_path / "anna") == {"anna_seg.nii.gz", "anna_error.nii.gz", "anna_summary.json"}
+
+
+def test_overwriting_and_resuming_exclude_each_other(bundle, scans):
+    assert "give one of them" in refused(bundle, **scans, overwrite=True, resume=True)
+
+
+def test_ctrl_c_says_how_to_go_on(bundle, cohort, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CascadeInferer, "__call__", stop)
+    with pytest.raises(SystemExit, match="stopped; the same command with --resume does the remaining cases"):
+        segment(str(bundle), cases=str(cohort), out=str(tmp_path / "out"))
+    assert not files_below(tmp_path / "out")
+
+
+def orientations() -> list[str]:
+    """All 48: every order of the axes, each in both directions."""
+    orders = itertools.permutations(("RL", "AP", "SI"))
+    return ["".join(codes) for order in orders for codes in itertools.product(*order)]
+
+
+def test_all_48_orientations_of_a_scan_give_the_same_mask_in_space(bundle, scans, tmp_path):
+    table = ["case,t1,t1ce,t2"]
+    for code in orientations():
+        files = []
+        for name, file in scans.items():
+            image = nib.load(file)
+            target = nib.orientations.axcodes2ornt(code)
+            turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), target)
+            files.append(tmp_path / "scans" / f"{code}_{name}.nii")
+            files[-1].parent.mkdir(exist_ok=True)
+            nib.save(image.as_reoriented(turn), files[-1])
+        table.append(",".join(map(str, [code, *files])))
+    (tmp_path / "cases.csv").write_text("\n".join(table))
+    segment(str(bundle), cases=str(tmp_path / "cases.csv"), out=str(tmp_path / "out"), outputs=("seg", "error"))
+    assert len(set(orientations())) == 48
+    expected: dict[str, nib.Nifti1Image] = {}
+    for code in orientations():
+        for name in ("seg", "error"):
+            saved = nib.load(tmp_path / "out" / code / f"{code}_{name}.nii.gz")
+            assert "".join(nib.aff2axcodes(saved.affine)) == code
+            upright = nib.as_closest_canonical(saved)
+            first = expected.setdefault(name, upright)
+            np.testing.assert_allclose(upright.affine, first.affine, atol=1e-4)
+            np.testing.assert_allclose(upright.get_fdata(), first.get_fdata(), atol=1e-3)
+    assert 0 < expected["seg"].get_fdata().mean() < 0.5
+
+
+def test_one_scan_given_twice_is_refused(bundle, scans):
+    assert f"anna uses {scans['t1']} for more than one scan" in refused(
+        bundle, **scans | {"t2": scans["t1"]}, case="anna"
+    )
+
+
+def write_dicom(file: str, folder: Path, name: str = "1-{:03d}.dcm", description: str = "research") -> str:
+    """A scan as a DICOM series; returns the folder."""
+    image = nib.load(file)
+    upright = nib.Nifti1Image(np.asarray(image.dataobj).clip(0), image.affine)
+    save_all(slices_of(upright, description=description), folder, name)
+    return str(folder)
+
+
+def test_a_dicom_folder_gives_what_the_nifti_file_gives_and_a_dicom_seg(vs_bundle, scans, tmp_path):
+    folder = write_dicom(scans["t2"], tmp_path / "dicom")
+    segment(str(vs_bundle), t2=folder, out=str(tmp_path / "out"), case="dicom", dicom_seg=True)
+    nib.save(nib.Nifti1Image(voxels(scans["t2"]).clip(0), nib.load(scans["t2"]).affine), tmp_path / "nifti.nii.gz")
+    segment(str(vs_bundle), t2=str(tmp_path / "nifti.nii.gz"), out=str(tmp_path / "out"))
+    saved = nib.load(tmp_path / "out" / "dicom" / "dicom_seg.nii.gz")
+    np.testing.assert_allclose(saved.affine, nib.load(scans["t2"]).affine, atol=1e-3)
+    assert (voxels(tmp_path / "out" / "nifti" / "nifti_seg.nii.gz") != np.asarray(saved.dataobj)).mean() < 0.01
+    seg = highdicom.seg.segread(tmp_path / "out" / "dicom" / "dicom_seg.dcm")
+    assert seg.SegmentSequence[0].SegmentLabel == "vestibular schwannoma"
+    volume = seg.get_volume(combine_segments=True)
+    assert volume.array.sum() == np.asarray(saved.dataobj).sum() > 0
+    spot = np.diag([-1, -1, 1, 1]) @ volume.affine @ [*np.argwhere(volume.array).mean(0), 1]
+    np.testing.assert_allclose(spot, saved.affine @ [*np.argwhere(np.asarray(saved.dataobj)).mean(0), 1], atol=1e-2)
+
+
+def test_a_glioma_case_is_a_dicom_folder_per_scan(bundle, scans, tmp_path):
+    for name, file in scans.items():
+        write_dicom(file, tmp_path / "scans" / "anna" / name)
+    segment(str(bundle), cases=str(tmp_path / "scans"), out=str(tmp_path / "out"), outputs="seg", dicom_seg=True)
+    assert files_below(tmp_path / "out" / "anna") == {"anna_seg.nii.gz", "anna_seg.dcm", "anna_summary.json"}
+    algorithm = pydicom.dcmread(tmp_path / "out" / "anna" / "anna_seg.dcm").SegmentSequence[0].SegmentAlgorithmName
+    assert algorithm == json.loads((bundle / "configs" / "metadata.json").read_text())["name"]
+
+
+def test_the_series_of_a_case_may_lie_in_one_folder(bundle, scans, tmp_path):
+    for name, file in scans.items():
+        write_dicom(file, tmp_path / "scans" / "anna", name + "-{:03d}.dcm", description=name)
+        write_dicom(file, tmp_path / "apart" / "anna" / name)
+    for cases in ("scans", "apart"):
+        segment(str(bundle), cases=str(tmp_path / cases), out=str(tmp_path / f"{cases}_out"), outputs="error")
+    found, expected = (voxels(tmp_path / f"{cases}_out/anna/anna_error.nii.gz") for cases in ("scans", "apart"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_folder_of_dicom_folders_is_a_cohort_and_results_in_it_are_not(vs_bundle, scans, tmp_path, capsys):
+    write_dicom(scans["t2"], tmp_path / "anna")
+    write_dicom(scans["t2"], tmp_path / "bert" / "t2")
+    (tmp_path / "carl").mkdir()
+    options = {"cases": str(tmp_path), "out": str(tmp_path / "out"), "outputs": "seg"}
+    for resume in (False, True):
+        with pytest.raises(SystemExit):
+            segment(str(vs_bundle), **options, resume=resume)
+        said = capsys.readouterr().err
+        assert "1 not run:" in said
+        assert f"carl: {tmp_path / 'carl'} holds no DICOM images" in said
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"anna", "bert"}
+
+
+def test_dicom_series_on_other_grids_are_refused_by_name(bundle, scans, tmp_path):
+    moved = nib.load(scans["t2"])
+    moved.affine[0, 3] += 3
+    nib.save(nib.Nifti1Image(voxels(scans["t2"]), moved.affine), tmp_path / "moved.nii.gz")
+    folders = {name: write_dicom(file, tmp_path / name) for name, file in scans.items()}
+    folders["t2"] = write_dicom(tmp_path / "moved.nii.gz", tmp_path / "moved")
+    said = refused(bundle, **folders, out=str(tmp_path / "out"))
+    assert said.startswith(f"MR series research of P1 in {tmp_path / 'moved'} has affine")
+    assert "resample one to the other's grid" in said
+
+
+def test_without_pydicom_a_dicom_folder_names_the_cure(vs_bundle, tmp_path, monkeypatch):
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "1.dcm").touch()
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert 'pip install -e ".[dicom]"' in refused(vs_bundle, t2=str(tmp_path / "dicom"), out=str(tmp_path / "out"))
+
+
+def test_a_dicom_seg_of_nifti_files_is_refused_at_once(bundle, scans, cohort, times_loaded):
+    assert "--dicom_seg needs a DICOM series to refer to" in refused(bundle, **scans, dicom_seg=True)
+    assert "--dicom_seg needs a DICOM series to refer to" in refused(bundle, cases=str(cohort), dicom_seg=True)
+    assert not times_loaded

@@ -9,7 +9,15 @@ from cohort import write_case
 from monai.bundle import ConfigParser
 
 BRATS, VS = (Path(__file__).parents[1] / "bundles" / name for name in ("tissnet_brats", "tissnet_vs"))
-OWN_SETTINGS = {"source_modalities", "spacing_mm", "percentiles", "box_size", "preprocessing", "training_box"}
+OWN_SETTINGS = {
+    "source_modalities",
+    "spacing_mm",
+    "percentiles",
+    "box_size",
+    "preprocessing",
+    "training_box",
+    "dicom_segment",
+}
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "weights")}
 
 

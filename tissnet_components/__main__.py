@@ -1,4 +1,4 @@
-"""The command line: ``python -m tissnet_components COMMAND --help``."""
+"""The command line: ``tissnet COMMAND --help``, or ``python -m tissnet_components``."""
 
 import inspect
 import sys
@@ -37,7 +37,7 @@ def main() -> None:
     """Run one command; a mistake in what was given ends in one sentence and exit status 1."""
     try:
         refuse_unknown_options(sys.argv[1:])
-        fire.Fire(COMMANDS, name="tissnet_components")
+        fire.Fire(COMMANDS, name="tissnet")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 

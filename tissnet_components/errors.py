@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 PACKAGE = Path(__file__).parent
-MENDABLE = (ValueError, FileNotFoundError, PermissionError, FloatingPointError)
+MENDABLE = (ValueError, FileNotFoundError, PermissionError, FloatingPointError, ImportError)
 
 
 def mendable_cause(error: BaseException) -> BaseException | None:

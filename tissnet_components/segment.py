@@ -1,10 +1,33 @@
-"""Segment one patient with a bundle, for people who know no MONAI."""
+"""Segment one patient or many with a bundle, for people who know no MONAI."""
 
-import logging
-from collections.abc import Sequence
+import csv
+import json
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.networks.utils import eval_mode
+from tqdm import tqdm
+
+from tissnet_components.datasets.brats import find_cases
+from tissnet_components.datasets.dicom import Series
+from tissnet_components.datasets.weighting import choose_series
+from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
+from tissnet_components.errors import mendable_cause
+from tissnet_components.inference import find_scans, report_failed
+
+MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
+FILES = {  # everything that a case may leave in its folder, after its name
+    **{name: f"{name}.nii.gz" for name in MAPS[:-1]},
+    "overview": "overview.png",
+    "summary": "summary.json",
+    "dicom_seg": "seg.dcm",
+}
 
 
 def segment(
@@ -13,66 +36,238 @@ def segment(
     t1ce: str | None = None,
     t2: str | None = None,
     flair: str | None = None,
+    image: str | None = None,
+    cases: str | None = None,
     out: str = ".",
     case: str | None = None,
-    precision: str | None = None,
+    outputs: Sequence[str] = MAPS,
+    dicom_seg: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
     device: str | None = None,
+    precision: str | None = None,
     weights: str | None = None,
     spacing_mm: Sequence[float] | None = None,
     widths: Sequence[int] | None = None,
     source_modalities: Sequence[str] | None = None,
 ) -> None:
-    """Segment one patient: give the scans you have, get the tumor mask and the missing contrast.
+    """Segment the tumor of one patient, or of many, and synthesise the contrast that is missing.
 
-    Example:
-        python -m tissnet_components segment --bundle bundles/tissnet_brats --t1 A.nii.gz --t1ce B.nii.gz \
-            --t2 C.nii.gz --out results
+    One patient with glioma; the scans lie on one grid and are skull-stripped, as in BraTS:
+        tissnet segment --bundle bundles/tissnet_brats --t1 A.nii.gz --t1ce B.nii.gz --t2 C.nii.gz --out results
 
-    The scans must lie on one grid and be skull-stripped, as BraTS prepares them. Written to OUT/CASE: the mask
-    (_seg), the synthetic contrast (_synthetic, in [-1, 1]), where the network doubts its first segmentation (_error)
-    and where its two final ones differ (_disagreement), all in the scans' geometry, and a picture (_overview.png).
+    Many patients (here vestibular schwannoma, T2 alone); the same command with --resume goes on after a stop:
+        tissnet segment --bundle bundles/tissnet_vs --cases scans --out results
+
+    Written to OUT/CASE, every map in the scan's geometry: the mask (_seg.nii.gz, 1 is tumor), the synthetic contrast
+    (_synthetic, -1 to 1), where the network doubts its first segmentation (_error), where its two final ones differ
+    (_disagreement), a picture (_overview.png), and volume and quality flags (_summary.json).
+    Exit status: 0, all went well; 1, a case failed, listed at the end with the reason.
     For research; not a medical device.
 
     Args:
         bundle: folder of the bundle, such as bundles/tissnet_brats, with weights in its models folder.
-        t1: T1-weighted scan, NIfTI.
-        t1ce: contrast-enhanced T1-weighted scan, NIfTI.
-        t2: T2-weighted scan, NIfTI.
-        flair: FLAIR scan, NIfTI, for bundles that synthesise another contrast.
+        t1: T1-weighted scan: a NIfTI file, or a folder of DICOM files; of several series there, the headers tell.
+        t1ce: contrast-enhanced T1-weighted scan, likewise.
+        t2: T2-weighted scan, likewise.
+        flair: FLAIR scan, likewise, for bundles that synthesise another contrast.
+        image: all scans in one 4-D NIfTI file instead, in the bundle's order.
+        cases: many patients instead: a folder of NIfTI files named CASE_t1.nii.gz, CASE_t2.nii.gz and so on as in
+            BraTS, at any depth; a folder of DICOM folders, CASE or CASE/t1, CASE/t2 and so on; or a CSV file with the
+            columns case, t1, t2 and so on.
         out: folder for the results; made if needed.
-        case: name of the patient in the results; by default the first scan's file name.
-        precision: float32, bfloat16 or float16; by default the bundle's.
+        case: name of the one patient in the results; by default the first scan's name.
+        outputs: which maps to write, such as seg,error; by default all: seg,synthetic,error,disagreement,overview.
+        dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder.
+        overwrite: replace results that are there already.
+        resume: keep finished cases, do the others.
         device: cpu, cuda or cuda:1; by default a GPU where there is one.
+        precision: float32, bfloat16 or float16; by default the bundle's.
         weights: file of trained weights; by default the bundle's models/model.pt.
         spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default the bundle's.
         widths: channels per level of these weights, such as [32,64,128,256,512]; by default the bundle's.
         source_modalities: scans these weights were trained with, in order, such as [t1,t2]; by default the bundle's.
 
     Raises:
-        ValueError: a scan that the bundle needs is missing, or cannot be used.
+        ValueError: a scan that the bundle needs is missing or cannot be used, or an option cannot be followed.
         FileNotFoundError: no bundle, or no weights.
+        SystemExit: status 1, some of many cases failed.
     """
     parser = _read_bundle(bundle)
     if source_modalities:
         parser["source_modalities"] = list(source_modalities)
-    given = {name: file for name, file in {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}.items() if file}
-    files = _choose(given, parser.get_parsed_content("source_modalities"), bundle)
-    name = str(case or Path(files[0]).name.split(".nii")[0])  # Fire hands a patient called 7 over as a number
+    modalities = parser.get_parsed_content("source_modalities")
+    scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
+    given = {name: str(file) for name, file in scans.items() if file}
+    if cases and (given or case):
+        raise ValueError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
+    patients = find_patients(cases, modalities, out) if cases else [_one_patient(given, modalities, bundle, case)]
+    outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
+    if dicom_seg:
+        _check_dicom(patients)
+    todo = _to_do(patients, Path(str(out)), outputs, overwrite, resume)
     settings = {
-        "cases": [{"case": name, "image": files}],
         "output_dir": str(out),
+        "outputs": outputs,
         "precision": precision,
-        "device": device and f"$torch.device('{device}')",
+        "device": device and _available(device),
         "ckpt_path": weights,
         "spacing_mm": spacing_mm and list(spacing_mm),
         "widths": widths and list(widths),
+        "inferer::inferer::progress": len(patients) == 1,
     }
-    parser.update({key: value for key, value in settings.items() if value})
+    parser.update({key: value for key, value in settings.items() if value is not None})
     parser.parse(True)
-    logging.getLogger("ignite").setLevel(logging.WARNING)
-    for entry in ("initialize", "inferring"):
-        parser.get_parsed_content(entry)
-    print(f"results in {Path(str(out)) / name}")
+    if todo:
+        parser.get_parsed_content("initialize")
+    failed = _segment_each(parser, todo, alone=not cases, former=list(FILES) if overwrite else ["summary"])
+    print(f"results in {Path(str(out)) if cases else Path(str(out)) / patients[0]['case']}")
+    report_failed(failed)
+
+
+def find_patients(cases: str | Path, modalities: Sequence[str], out: str | Path) -> list[dict[str, Any]]:
+    """The patients of a CSV file, of a folder of NIfTI files named as in BraTS, or of DICOM folders; none is opened.
+
+    Args:
+        out: a folder in which no scans are looked for, since results go there.
+
+    Returns:
+        entries of ``case``, the name, and ``image``, the scans of the modalities, in their order. Relative paths in a
+        CSV start at its folder.
+
+    Raises:
+        ValueError: nothing found, a column or cell missing, a name used twice or not fit for a folder.
+    """
+    cases = Path(str(cases)).expanduser()
+    patients = _in_folder(cases, modalities, Path(str(out))) if cases.is_dir() else _in_table(cases, modalities)
+    names = [_plain(patient["case"], cases) for patient in patients]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{cases} names the case {twice[0]} more than once; give each its own name")
+    return patients
+
+
+def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> list[dict[str, Any]]:
+    if find_cases(folder, modalities):
+        return find_scans(str(folder), modalities, datalist="", section="")
+    inside = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    patients = [child for child in inside if child.resolve() != out.resolve()]
+    if patients:
+        return [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
+    wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
+    raise ValueError(f"{folder} holds no scans named like {wanted} and no folders; rename them, or list them in a CSV")
+
+
+def _dicom_folders(patient: Path, modalities: Sequence[str]) -> list[str]:
+    """A folder per modality where they are named so, else the patient's for each."""
+    apart = any((patient / name).is_dir() for name in modalities)
+    return [str(patient / name if apart else patient) for name in modalities]
+
+
+def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
+    columns = ["case", *modalities]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, skipinitialspace=True)
+            found = list(table.fieldnames or [])
+            rows = [(table.line_num, row) for row in table]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); give a folder or a CSV with {','.join(columns)}") from error
+    if not rows or not set(columns) <= set(found):
+        raise ValueError(
+            f"{path} has the columns {','.join(found) or 'none'} and {len(rows)} rows, expected {','.join(columns)}"
+        )
+    for line, row in rows:
+        empty = [name for name in columns if not (row[name] or "").strip()]
+        if empty:
+            raise ValueError(f"{path}, line {line}: no {empty[0]}; fill it in or leave the case out")
+    folder = path.absolute().parent
+    return [
+        {"case": row["case"].strip(), "image": [str(folder / row[name].strip()) for name in modalities]}
+        for _, row in rows
+    ]
+
+
+def _one_patient(given: dict[str, str], modalities: list[str], bundle: str, case: str | None) -> dict[str, Any]:
+    scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
+    first = Path(_listed(scans)[0]).absolute().name.split(".nii")[0]
+    return {"case": _plain(str(case or first), "--case"), "image": scans}  # Fire makes 7 of a patient called 7
+
+
+def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
+    """The files of the needed modalities, in order."""
+    missing = [name for name in needed if name not in given]
+    if missing:
+        options = ", ".join(f"--{name}" for name in missing)
+        raise ValueError(f"{bundle} needs the modalities {', '.join(needed)}; give {options} as well")
+    unused = sorted(set(given) - set(needed))
+    if unused:
+        raise ValueError(f"{bundle} does not use {', '.join(unused)}; it needs {', '.join(needed)} alone")
+    return [given[name] for name in needed]
+
+
+def _plain(name: str, source: str | Path) -> str:
+    """The name, which results are filed under, if it stays inside the folder for results."""
+    if name in ("", ".", "..") or set(name) & set("/\\"):
+        raise ValueError(f"{source} names a case {name!r}, which cannot be a folder's name; use letters and digits")
+    return name
+
+
+def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
+    outputs = _listed(outputs)
+    unknown = [name for name in outputs if name not in MAPS]
+    if unknown or not outputs:
+        raise ValueError(f"--outputs knows {', '.join(MAPS)}; got {', '.join(map(str, unknown)) or 'none'}")
+    return outputs
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _check_dicom(patients: list[dict[str, Any]]) -> None:
+    """Refuse what a DICOM SEG cannot refer to, before anything is run."""
+    import_highdicom()
+    for patient in patients:
+        scan = _listed(patient["image"])[0]
+        if not Path(scan).is_dir():
+            raise ValueError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
+
+
+def _available(device: str) -> torch.device:
+    try:
+        return torch.empty(0, device=str(device)).device
+    except (RuntimeError, AssertionError) as error:  # torch's own two ways to say so
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used here ({reason}); give cpu, cuda or cuda:1") from error
+
+
+def _files(folder: Path, case: str, names: Sequence[str]) -> list[Path]:
+    return [folder / f"{case}_{FILES[name]}" for name in names]
+
+
+def _to_do(
+    patients: list[dict[str, Any]], out: Path, outputs: Sequence[str], overwrite: bool, resume: bool
+) -> list[dict[str, Any]]:
+    """The patients that remain, after refusing to replace results that nobody asked to replace."""
+    if overwrite and resume:
+        raise ValueError("--overwrite replaces finished cases and --resume keeps them; give one of them")
+    for patient in patients:
+        folder, scans = out / patient["case"], _listed(patient["image"])
+        if any(Path(scan).resolve().is_relative_to(folder.resolve()) for scan in scans):
+            raise ValueError(f"results would go to {folder}, among the scans; give another --out")
+        twice = [scan for scan in scans if scans.count(scan) > 1 and not Path(scan).is_dir()]
+        if twice:
+            raise ValueError(f"{patient['case']} uses {twice[0]} for more than one scan; correct it")
+    begun = [p["case"] for p in patients if any(f.exists() for f in _files(out / p["case"], p["case"], list(FILES)))]
+    if begun and not overwrite and not resume:
+        raise ValueError(
+            f"{out / begun[0]} holds results already ({len(begun)} of {len(patients)} cases have some); "
+            f"give --resume to keep finished cases or --overwrite to replace them"
+        )
+    if not resume:
+        return patients
+    return [p for p in patients if not all(f.exists() for f in _files(out / p["case"], p["case"], outputs))]
 
 
 def _read_bundle(bundle: str) -> ConfigParser:
@@ -85,13 +280,70 @@ def _read_bundle(bundle: str) -> ConfigParser:
     return parser
 
 
-def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
-    """The files of the needed modalities, in order."""
-    missing = [name for name in needed if name not in given]
-    if missing:
-        options = ", ".join(f"--{name}" for name in missing)
-        raise ValueError(f"{bundle} needs the modalities {', '.join(needed)}; give {options} as well")
-    unused = sorted(set(given) - set(needed))
-    if unused:
-        raise ValueError(f"{bundle} does not use {', '.join(unused)}; it needs {', '.join(needed)} alone")
-    return [str(given[name]) for name in needed]
+def _segment_each(
+    parser: ConfigParser, patients: list[dict[str, Any]], alone: bool, former: Sequence[str]
+) -> dict[str, str]:
+    """Segment one patient after the other. Returns the reasons of those that failed; one alone raises."""
+    failed = {}
+    for patient in tqdm(patients, "segmenting", unit="case", disable=alone):
+        try:
+            tqdm.write(_verdict(_segment_one(parser, patient, former)))
+        except KeyboardInterrupt:
+            raise SystemExit("stopped; the same command with --resume does the remaining cases") from None
+        except Exception as error:
+            if alone:
+                raise
+            failed[patient["case"]] = _reason(error)
+    return failed
+
+
+def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Sequence[str]) -> dict[str, Any]:
+    """From the scans to the files, after removing the former ones of these kinds. Returns the summary."""
+    names = ("preprocessing", "inferer", "network", "device", "postprocessing")
+    preprocessing, inferer, network, device, postprocessing = (parser.get_parsed_content(name) for name in names)
+    case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
+    scans = _with_series(patient["image"], parser.get_parsed_content("source_modalities"))
+    data = preprocessing({**patient, "image": scans})
+    with eval_mode(network):
+        maps = inferer(data["image"].as_tensor()[None].to(device), network)
+    for file in _files(folder, case, former):
+        file.unlink(missing_ok=True)
+    pred = {name: MetaTensor(values[0]) for name, values in maps.items()}  # plain tensors, Invertd would pass over
+    result = postprocessing({**data, "pred": pred})
+    if "dicom_seg" in parser.get_parsed_content("outputs"):
+        _write_dicom_seg(parser, result["fine"], scans[0], *_files(folder, case, ["dicom_seg"]))
+    return result["summary"]
+
+
+def _with_series(scans: str | list[str], modalities: Sequence[str]) -> str | list[str | Series]:
+    """The scans, with the DICOM series of its modality instead of each folder."""
+    if isinstance(scans, str):
+        return scans
+    named = zip(scans, modalities, strict=True)
+    return [choose_series(scan, modality) if Path(scan).is_dir() else scan for scan, modality in named]
+
+
+def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, source: Series, path: Path) -> None:
+    metadata = json.loads((Path(parser["bundle_root"]) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    write_dicom_seg(
+        mask[0].cpu().numpy(),
+        np.asarray(mask.affine),
+        source.files,
+        path,
+        segment=parser.get_parsed_content("dicom_segment"),
+        algorithm=metadata["name"],
+        version=metadata["version"],
+    )
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    flags = f"; look at it: {', '.join(summary['flags'])}" if summary["flags"] else ""
+    return f"{summary['case']}: {summary['volume_ml']:.2f} ml{flags}"
+
+
+def _reason(error: Exception) -> str:
+    """One sentence; what is no user's mistake also shows where it happened."""
+    cause = mendable_cause(error)
+    if cause is None:
+        tqdm.write("".join(traceback.format_exception(error)))
+    return str(cause or f"{type(error).__name__}: {error}".splitlines()[0])

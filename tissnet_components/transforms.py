@@ -11,10 +11,13 @@ from monai.transforms import MapTransform, Randomizable, RandomizableTransform, 
 from monai.utils import SpaceKeys
 
 from tissnet_components.datasets.cases import BadCase, check_intensities, check_label, check_readable, check_same_grid
+from tissnet_components.datasets.dicom import Series, read_series
 
 
 class LoadCased(MapTransform):
     """Load the files of each key, one channel per file, after checking them alone and against each other.
+
+    A DICOM ``Series`` may stand for a file.
 
     Args:
         keys: such as ``image`` (a list of files, the modalities in order), ``target``, ``label``.
@@ -54,7 +57,7 @@ class LoadCased(MapTransform):
 
     @staticmethod
     def _read(file: str | PathLike, check):
-        volume = check_readable(file)
+        volume = read_series(file) if isinstance(file, Series) else check_readable(file)
         if len(volume.shape) != 3:
             raise BadCase(f"{file} has shape {volume.shape}, expected three axes; give one volume per file")
         check(np.asanyarray(volume.dataobj), file)

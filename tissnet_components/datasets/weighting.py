@@ -1,0 +1,41 @@
+"""Which of a study's DICOM series is T1, contrast-enhanced T1, T2 or FLAIR, by what the headers say."""
+
+import re
+from pathlib import Path
+
+from tissnet_components.datasets.cases import BadCase
+from tissnet_components.datasets.dicom import IMAGE_MODALITIES, Series, find_series
+
+T1 = re.compile(r"(?<![a-z0-9])t1|mprage|flash|bravo", re.IGNORECASE)
+T2 = re.compile(r"(?<![a-z0-9])t2|ciss|fiesta|drive", re.IGNORECASE)
+FLAIR = re.compile(r"flair|dark.?fluid", re.IGNORECASE)
+ENHANCED = re.compile(r"gad|\+c|(?<![a-z])(?:gd|ce|post|km)(?![a-z])|(?<=t1)(?:ce|c|gd)(?![a-z])", re.IGNORECASE)
+
+
+def weighting(series: Series) -> str | None:
+    """``t1``, ``t1ce``, ``t2`` or ``flair``, by description and contrast agent; None where they do not tell one."""
+    text = series.description
+    if FLAIR.search(text):
+        return "flair"
+    if bool(T1.search(text)) == bool(T2.search(text)):
+        return None
+    if T2.search(text):
+        return "t2"
+    return "t1ce" if series.agent or ENHANCED.search(text) else "t1"
+
+
+def choose_series(folder: str | Path, modality: str) -> Series:
+    """The series of a modality below a folder; one that is there alone is taken whatever it is called.
+
+    Raises:
+        BadCase: there is none, or several could be meant.
+    """
+    images = [series for series in find_series(folder) if series.modality in IMAGE_MODALITIES]
+    fits = images if len(images) == 1 else [series for series in images if weighting(series) == modality]
+    if len(fits) == 1:
+        return fits[0]
+    if not images:
+        raise BadCase(f"{folder} holds no DICOM images; give the folder of a series, or a NIfTI file")
+    named = ", ".join(repr(series.description or series.uid) for series in fits or images)
+    problem = f"{len(fits)} series that look like" if fits else "no series that looks like"
+    raise BadCase(f"{folder} holds {problem} {modality}: {named}; give the folder of the series alone")

@@ -1,0 +1,87 @@
+"""Numbers that say at which results to look first: volume, doubt inside the mask, and what is plainly suspicious.
+
+Everything is measured on what is saved, on the grid of the input scan, so that anyone can compute it again.
+"""
+
+import json
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import SaveImaged
+
+from tissnet_components.report import write_whole
+
+THRESHOLDS = {"mean_error", "mean_disagreement", "edge_voxels"}
+
+
+def measure_quality(
+    mask: np.ndarray, error: np.ndarray, disagreement: np.ndarray, affine: np.ndarray, edge_voxels: int = 1
+) -> dict[str, float | bool | None]:
+    """Volume and quality of one segmentation.
+
+    Args:
+        mask: above 0.5 is tumor.
+        error, disagreement: in [0, 1].
+        affine: (4, 4), voxel to millimetres.
+        edge_voxels: how many outermost voxels of each axis count as the edge of the field of view.
+
+    Shapes:
+        mask, error, disagreement: (X, Y, Z).
+        returns: ``volume_ml``; ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty;
+            ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
+    """
+    tumor = mask > 0.5
+    empty = not tumor.any()
+    return {
+        "volume_ml": round(float(tumor.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000), 4),
+        "mean_error": None if empty else round(float(error[tumor].mean()), 4),
+        "mean_disagreement": None if empty else round(float(disagreement[tumor].mean()), 4),
+        "touches_edge": touches_edge(tumor, edge_voxels),
+        "empty_mask": empty,
+    }
+
+
+def touches_edge(tumor: np.ndarray, edge_voxels: int = 1) -> bool:
+    """Whether a boolean (X, Y, Z) array is true in one of the outermost voxels along any axis."""
+    inside = tumor[tuple(slice(edge_voxels, max(length - edge_voxels, edge_voxels)) for length in tumor.shape)]
+    return bool(tumor.sum() > inside.sum())
+
+
+def quality_flags(measured: Mapping[str, float | bool | None], thresholds: Mapping[str, float]) -> list[str]:
+    """The names of what is suspicious: an empty mask, one at the edge, and means above their thresholds."""
+    flags = [name for name in ("empty_mask", "touches_edge") if measured[name]]
+    means = ("mean_error", "mean_disagreement")
+    return flags + [name for name in means if measured[name] is not None and measured[name] > thresholds[name]]
+
+
+class SaveImageSummaryd(SaveImaged):
+    """Write ``output_dir/CASE/CASE_summary.json``: what `measure_quality` finds, its flags and their thresholds.
+
+    A ``SaveImaged``, because MONAI Label leaves these out.
+
+    Args:
+        keys: mask, error and disagreement, in this order, on the grid of the input scan.
+        thresholds: ``mean_error`` and ``mean_disagreement``, above which a case is flagged, and ``edge_voxels``.
+
+    Raises:
+        ValueError: other thresholds than these three.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str, thresholds: Mapping[str, float]) -> None:
+        super().__init__(keys, output_dir=output_dir)
+        if set(thresholds) != THRESHOLDS:
+            raise ValueError(f"quality needs the thresholds {sorted(THRESHOLDS)}, got {sorted(thresholds)}")
+        self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        mask, error, disagreement = (data[key][0].cpu().numpy() for key in self.keys)
+        image = data[self.keys[0]]
+        measured = measure_quality(mask, error, disagreement, np.asarray(image.affine), self.thresholds["edge_voxels"])
+        case = image.meta["case"]
+        summary = {"case": case, **measured, "flags": quality_flags(measured, self.thresholds)}
+        text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
+        write_whole(self.output_dir / case / f"{case}_summary.json", f"{text}\n".encode())
+        return {**data, "summary": summary}
