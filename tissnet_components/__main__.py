@@ -8,6 +8,7 @@ import fire
 from tissnet_components.cascade import compact
 from tissnet_components.datasets.brats import prepare_brats
 from tissnet_components.datasets.phantom import phantom
+from tissnet_components.package import package, verify
 from tissnet_components.report.html import report
 from tissnet_components.segment import segment
 
@@ -17,6 +18,8 @@ COMMANDS = {
     "segment": segment,
     "report": report,
     "compact": compact,
+    "package": package,
+    "verify": verify,
 }
 
 
