@@ -182,12 +182,15 @@ class ChooseMapd(MapTransform):
     """
 
     def __init__(self, choice: str | Sequence[str]) -> None:
+        super().__init__(tuple(MAPS.values()))
         self.choice = choice if isinstance(choice, str) else choice[0]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         with answered(422):
             if self.choice not in MAPS:
                 raise ValueError(f"there is no map {self.choice!r}; choose one of {', '.join(MAPS)}")
-        super().__init__(MAPS[self.choice])
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        kind = "uint8" if self.choice == "mask" else "float32"
-        return {**data, "pred": data[self.keys[0]], "result_dtype": kind}
+        return {
+            **data,
+            "pred": data[MAPS[self.choice]],
+            "result_dtype": "uint8" if self.choice == "mask" else "float32",
+        }

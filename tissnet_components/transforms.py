@@ -101,7 +101,11 @@ class LoadImageCased(LoadCased):
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         with answered(422):
-            return super().__call__(data)
+            loaded = super().__call__(data)
+        for key in self.key_iterator(loaded):
+            # at a NIfTI name, MONAI 1.6's Spacingd takes MONAI Label's string "image_path" for a dict of metadata
+            loaded[key].meta["filename_or_obj"] = loaded[key].meta["filename_or_obj"].split(".nii")[0]
+        return loaded
 
     def read(self, given: str | PathLike | Sequence, check: Callable) -> dict[str, nib.Nifti1Pair]:
         if not isinstance(given, str | PathLike):
