@@ -19,39 +19,18 @@ import numpy as np
 import pytest
 import requests
 import torch
-from monai.bundle import ConfigParser
 
+from bundles import BUNDLES, NAMES, bundle_with_weights, read_config
 from tissnet_components.package import package_bundle
 
 pytest.importorskip("monailabel", reason="needs MONAI Label: make label-test")
 
-BUNDLES = Path(__file__).parents[1] / "bundles"
 APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
-NAMES = ("tissnet_brats", "tissnet_vs")
 LABELS = {"tissnet_brats": "whole tumor", "tissnet_vs": "vestibular schwannoma"}
 PATIENT = ("anna_t1", "anna_t1ce", "anna_t2")
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.2, 0.1, 0.3) @ np.diag([-1.1, -0.9, 1]), [20, 30, -7]
 )  # turned LPS axes, the origin elsewhere
-
-
-def bundle_with_weights(name: str, folder: Path) -> Path:
-    """A copy of a bundle; without weights of its own it gets random ones that find both tumor and background."""
-    copy = shutil.copytree(BUNDLES / name, folder / name, ignore=shutil.ignore_patterns("eval", "*_last.pt"))
-    if (copy / "models" / "model.pt").is_file():
-        return copy
-    parser = ConfigParser()
-    parser.read_config(str(copy / "configs" / "inference.json"))
-    torch.manual_seed(0)
-    state = parser.get_parsed_content("network_def").state_dict()
-    state["segmentor.decoders.fine.head.weight"] *= 50
-    state["segmentor.decoders.fine.head.bias"] *= 0
-    (copy / "models").mkdir(exist_ok=True)
-    torch.save(
-        {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
-        copy / "models" / "model.pt",
-    )
-    return copy
 
 
 def save(file: Path, voxels: np.ndarray, affine: np.ndarray = OBLIQUE) -> None:
@@ -159,8 +138,7 @@ def refusal(server: str, status: int, model: str, image: str, **params: object) 
 
 def run_here(app: Path, model: str, files: list[Path]) -> dict[str, np.ndarray]:
     """What `monai.bundle run inferring` writes for these files, by name of the map."""
-    parser = ConfigParser()
-    parser.read_config(str(app / "model" / model / "configs" / "inference.json"))
+    parser = read_config(app / "model" / model)
     out = files[0].parents[1] / f"here_{model}"
     parser.update(
         {

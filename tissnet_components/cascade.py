@@ -61,6 +61,7 @@ class TissNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.segment(image, self.generator(image), ["fine"])["fine"]
 
+    @torch.jit.export
     def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every map: ``synthetic``, ``coarse``, ``fine``, ``error`` and ``refined`` (Eq. 7)."""
         maps = self.generator(image)
