@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from readme import STANDALONE, readme_block, readmes_commands_make_a_mask, required
 
 from bundles import NAMES, bundle_with_weights, tiny_bundle
 from tissnet_components.package import package, package_bundle, verify, write_zip
@@ -208,7 +209,7 @@ def test_a_bundle_that_was_never_packaged_is_refused(bundle):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_installs_what_the_metadata_requires(bundles, name):
-    install = readme_block(STANDALONE)[0].replace("\\\n", " ").split()
+    install = readme_block(STANDALONE)[0].split()
     assert install[:2] == ["pip", "install"]
     assert set(install[2:]) == required(bundles[name])
 
