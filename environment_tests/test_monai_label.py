@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import requests
 import torch
+from bundle_copies import BUNDLES, NAMES, bundle_with_weights, read_config
 
-from bundles import BUNDLES, NAMES, bundle_with_weights, read_config
 from tissnet_components.package import package_bundle
 
 pytest.importorskip("monailabel", reason="needs MONAI Label: make label-test")

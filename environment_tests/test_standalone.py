@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from bundle_copies import NAMES, bundle_with_weights
 from readme import STANDALONE, readme_block, readmes_commands_make_a_mask
 
-from bundles import NAMES, bundle_with_weights
 from tissnet_components.package import package_bundle
 
 

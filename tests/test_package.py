@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundle_copies import NAMES, bundle_with_weights, tiny_bundle
 from readme import STANDALONE, readme_block, readmes_commands_make_a_mask, required
 
-from bundles import NAMES, bundle_with_weights, tiny_bundle
 from tissnet_components.package import package, package_bundle, verify, write_zip
 
 

@@ -27,7 +27,7 @@ def random_weights(bundle: Path) -> None:
     network = parser.get_parsed_content("network_def").eval()
     head = network.segmentor.decoders["fine"].head
     with torch.no_grad():
-        head.weight *= 50
+        head.weight *= 500
         image = 2 * torch.rand(1, len(parser["source_modalities"]), 32, 32, 8) - 1
         head.bias -= network(image).double().logit().median()
     (bundle / "models").mkdir(exist_ok=True)
