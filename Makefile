@@ -1,4 +1,5 @@
 # make demo: the whole system on a simulated cohort.  make test: all tests.  make bench: timings.
+# make package-test, label-test, deploy-test: what needs an environment of its own.
 # make weights GLIOMAS=folder CONTOURS=folder: train what the bundles ship.
 # Each sets up what it needs in .venv; `make clean` removes it.
 
@@ -26,6 +27,25 @@ weights: $(VENV)/ready
 bench: $(VENV)/ready
 	$(PY) -m benchmarks
 
+package-test: $(VENV)/ready # the README's commands with the zips alone, in an environment made for it
+	$(PY) -m pytest environment_tests/test_standalone.py
+
+label-test: .venv-label/ready # a real MONAI Label server, in its own environment: 8 GB
+	.venv-label/bin/python -m pytest environment_tests/test_monai_label.py
+
+deploy-test: .venv-deploy/ready # MONAI Deploy's operator, in its own environment
+	.venv-deploy/bin/python -m pytest tests/test_export.py -k deploy
+
+.venv-label/ready: environment_tests/label_requirements.txt
+	$(PYTHON) -m venv .venv-label
+	.venv-label/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+.venv-deploy/ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deploy]" pytest
+	@touch $@
+
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV), a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +53,4 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-label .venv-deploy demo

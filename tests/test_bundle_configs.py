@@ -27,6 +27,8 @@ OVERLAYS = {  # overlay -> what it lies on
     "weights": ["train"],
     "evaluate": ["train"],
     "tumor_crop": ["train", "evaluate"],
+    "inference_trt": ["inference"],
+    "deploy": ["inference"],
 }
 TINY = {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16], "discriminator_channels": 2}
 INPUTS = {"perceptor": ["target"], "direct_image": ["image"], "direct_image_target": ["image", "target"]}

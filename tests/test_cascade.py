@@ -220,3 +220,10 @@ def test_weights_too_large_for_half_precision_are_not_compacted(tmp_path):
     with pytest.raises(ValueError, match=r"scale of .* does not fit half precision"):
         compact(str(tmp_path / "model.pt"), str(tmp_path / "small.pt"))
     assert not (tmp_path / "small.pt").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_even_when_asked_not_to_be_strict(network):
+    state = network.state_dict()
+    del state["generator.encoder.levels.0.0.weight"]
+    with pytest.raises(ValueError, match=r"generator.encoder.levels.0.0.weight is absent in the file"):
+        network.load_state_dict(state, strict=False)

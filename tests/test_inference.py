@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 
 from tissnet_components.inference import (
     CheckedCases,
+    ChooseMapd,
     SaveImageCased,
     SaveImageOverviewd,
     WholeFileWriter,
@@ -170,3 +171,21 @@ def test_a_datalist_of_other_sources_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has the sources \['t2'\], expected .*; set --source_modalities"):
         find_scans(str(tmp_path), SOURCES, str(datalist), "test")
     assert len(find_scans(str(tmp_path), ["t2"], str(datalist), "test")) == 1
+
+
+MAPS = {name: torch.full((1, 2, 2, 2), float(value)) for value, name in enumerate(("fine", "synthetic", "error"))}
+
+
+@pytest.mark.parametrize(
+    ("choice", "value", "kind"),
+    [("mask", 0, "uint8"), ("synthetic", 1, "float32"), ("error", 2, "float32"), (["mask", "error"], 0, "uint8")],
+    ids=str,
+)
+def test_the_chosen_map_is_sent_back(choice, value, kind):
+    sent = ChooseMapd(choice)(MAPS)
+    assert (sent["pred"].unique().tolist(), sent["result_dtype"]) == ([value], kind)
+
+
+def test_an_unknown_map_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="there is no map 'flair'; choose one of mask, synthetic, error, disagreement"):
+        ChooseMapd("flair")(MAPS)

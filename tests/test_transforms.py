@@ -12,6 +12,7 @@ from tissnet_components.datasets.cases import BadCase
 from tissnet_components.transforms import (
     AbsoluteDifferenced,
     LoadCased,
+    LoadImageCased,
     NormalizeBrain,
     NormalizeBraind,
     RandEachChanneld,
@@ -164,3 +165,81 @@ def test_each_channel_is_changed_by_a_factor_of_its_own_and_the_same_seed_repeat
     assert len(set.union(*factors)) == 3
     assert torch.equal(first, second)
     assert torch.equal(image, torch.ones(3, 2, 2, 2))
+
+
+@pytest.fixture
+def studies(tmp_path) -> Path:
+    """A folder of single scans, as a lab has them: anna complete, ben without t1ce, carl with two t2."""
+    folder = tmp_path / "studies"
+    names = ["anna_t1", "anna_t1ce", "anna_t2", "anna_flair", "annabel_t1", "ben_t1", "ben_t2", "carl_t1", "carl_t1ce"]
+    for number, name in enumerate([*names, "carl_t2", "carl_t2w"]):
+        save(folder / f"{name}.nii.gz", scan(1000 * number), OBLIQUE)
+    save(folder / "labels" / "anna_t1.nii.gz", scan(), OBLIQUE)  # where MONAI Label puts what its users draw
+    return folder
+
+
+MODALITIES = ["t1", "t1ce", "t2"]
+
+
+@pytest.mark.parametrize("chosen", ["anna_t1", "anna_t1ce", "anna_t2", "anna_flair"])
+def test_any_scan_of_a_patient_finds_its_siblings_in_their_order(studies, chosen):
+    image = LoadImageCased("image", MODALITIES)({"image": str(studies / f"{chosen}.nii.gz")})["image"]
+    assert [int(channel.flatten()[0]) for channel in image] == [0, 1000, 2000]
+
+
+def test_siblings_may_stand_in_a_folder_of_the_patients_name(tmp_path):
+    for number, name in enumerate(MODALITIES):
+        save(tmp_path / "dora" / f"{name}.nii", scan(1000 * number), OBLIQUE)
+    image = LoadImageCased("image", MODALITIES)({"image": str(tmp_path / "dora" / "t2.nii")})["image"]
+    assert [int(channel.flatten()[0]) for channel in image] == [0, 1000, 2000]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ("ben_t2", r"ben has no t1ce in .*studies; add the file"),
+        ("carl_t1", r"both .*carl_t2.nii.gz and .*carl_t2w.nii.gz are t2 of carl; keep one of them"),
+        ("nobody", r"there is no image '.*nobody.nii.gz'; give one that the studies folder holds"),
+    ],
+)
+def test_a_missing_or_doubled_sibling_is_named(studies, chosen, sentence):
+    with pytest.raises(BadCase, match=sentence):
+        LoadImageCased("image", MODALITIES)({"image": str(studies / f"{chosen}.nii.gz")})
+
+
+def test_a_name_without_a_contrast_is_explained(tmp_path):
+    file = save(tmp_path / "scan.nii.gz", scan(), OBLIQUE)
+    with pytest.raises(BadCase, match=r"its name tells no contrast, but t1, t1ce, t2 are needed; .* or give one 4-D"):
+        LoadImageCased("image", MODALITIES)({"image": file})
+
+
+def test_one_modality_needs_no_name(tmp_path):
+    file = save(tmp_path / "scan 7.nii.gz", scan(7), OBLIQUE)
+    image = LoadImageCased("image", ["t2"])({"image": file})["image"]
+    assert image.shape == (1, *SHAPE)
+    np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-6)
+
+
+def test_a_file_of_four_axes_holds_the_modalities_in_order(tmp_path):
+    file = save(tmp_path / "all.nii.gz", np.stack([scan(), scan(1000), scan(2000)], axis=-1), OBLIQUE)
+    image = LoadImageCased("image", MODALITIES)({"image": file})["image"]
+    np.testing.assert_array_equal(image, [scan(), scan(1000), scan(2000)])
+    np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-6)
+
+
+def test_four_axes_with_another_number_of_channels_are_refused(tmp_path):
+    file = save(tmp_path / "all.nii.gz", np.stack([scan()] * 4, axis=-1), OBLIQUE)
+    sentence = r"all.nii.gz has 4 channels, expected 3 along its fourth axis: t1, t1ce, t2, in this order"
+    with pytest.raises(BadCase, match=sentence):
+        LoadImageCased("image", MODALITIES)({"image": file})
+
+
+def test_an_empty_channel_is_named(tmp_path):
+    file = save(tmp_path / "all.nii.gz", np.stack([scan(), scan() * 0, scan()], axis=-1), OBLIQUE)
+    with pytest.raises(BadCase, match=r"all.nii.gz, t1ce holds only the value 0"):
+        LoadImageCased("image", MODALITIES)({"image": file})
+
+
+def test_a_list_of_files_is_taken_as_it_is(case):
+    loaded = LoadImageCased("image", ["t1", "t2"])(case)["image"]
+    np.testing.assert_array_equal(loaded, LoadCased("image")(case)["image"])

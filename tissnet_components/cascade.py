@@ -2,11 +2,14 @@
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+
+from tissnet_components.errors import answered
 
 SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
 
@@ -58,6 +61,7 @@ class TissNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.segment(image, self.generator(image), ["fine"])["fine"]
 
+    @torch.jit.export
     def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every map: ``synthetic``, ``coarse``, ``fine``, ``error`` and ``refined`` (Eq. 7)."""
         maps = self.generator(image)
@@ -66,6 +70,16 @@ class TissNet(nn.Module):
         if "error" in maps:
             maps["refined"] = refine_with_error(coarse, maps["error"])
         return maps
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights that fit, and no others: MONAI Label asks with ``strict=False`` and would answer with noise.
+
+        Raises:
+            ValueError: the weights do not fit.
+        """
+        with answered(500):
+            check_weights_fit(self, state_dict, "models/model.pt")
+        return super().load_state_dict(state_dict, True, assign)
 
     def segment(
         self, image: torch.Tensor, generated: dict[str, torch.Tensor], branches: list[str] | None = None

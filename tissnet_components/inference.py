@@ -17,8 +17,10 @@ from torch import nn
 
 from tissnet_components.datasets.brats import find_cases
 from tissnet_components.datasets.cases import load_datalist, usable_cases
+from tissnet_components.errors import answered
 from tissnet_components.report.figures import overview
 
+MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -147,15 +149,17 @@ class SaveImageCased(SaveImaged):
         )
 
 
-class SaveImageOverviewd(MapTransform):
+class SaveImageOverviewd(SaveImaged):
     """Write ``output_dir/CASE/CASE_overview.png``, one slice of every map that is there.
+
+    A ``SaveImaged``, because MONAI Label leaves these out and writes the answer itself.
 
     Args:
         keys: maps in display order, of the names that ``report.figures.overview`` knows, and ``image``: the source.
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str, source_names: Sequence[str] = ()) -> None:
-        super().__init__(keys, allow_missing_keys=True)
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=True)
         self.output_dir, self.source_names = Path(output_dir), source_names
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
@@ -165,3 +169,28 @@ class SaveImageOverviewd(MapTransform):
         path.parent.mkdir(parents=True, exist_ok=True)
         overview(maps, path, title=case, affine=affine, source_names=self.source_names)
         return data
+
+
+class ChooseMapd(MapTransform):
+    """Copy one map to ``pred``, which MONAI Label sends back.
+
+    Args:
+        choice: ``mask``, ``synthetic``, ``error`` or ``disagreement``; of a list, what MONAI Label offers, the first.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, choice: str | Sequence[str]) -> None:
+        super().__init__(tuple(MAPS.values()))
+        self.choice = choice if isinstance(choice, str) else choice[0]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        with answered(422):
+            if self.choice not in MAPS:
+                raise ValueError(f"there is no map {self.choice!r}; choose one of {', '.join(MAPS)}")
+        return {
+            **data,
+            "pred": data[MAPS[self.choice]],
+            "result_dtype": "uint8" if self.choice == "mask" else "float32",
+        }

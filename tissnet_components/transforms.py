@@ -1,8 +1,10 @@
 """Transforms that the bundles need and MONAI 1.6 lacks: loading and checking a case, normalising inside the brain."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -10,8 +12,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
 from monai.utils import SpaceKeys
 
+from tissnet_components.datasets.brats import find_siblings
 from tissnet_components.datasets.cases import BadCase, check_intensities, check_label, check_readable, check_same_grid
 from tissnet_components.datasets.dicom import Series, read_series
+from tissnet_components.errors import answered
 
 
 class LoadCased(MapTransform):
@@ -46,17 +50,19 @@ class LoadCased(MapTransform):
             raise BadCase(f"case {data.get('case', '?')} has no {', '.join(absent)}; add it to the datalist")
         loaded, grids = dict(data), {}
         for key in self.key_iterator(loaded):
-            files = [data[key]] if isinstance(data[key], str | PathLike) else list(data[key])
-            volumes = [self._read(file, check_label if key in self.label_keys else check_intensities) for file in files]
-            grids.update(
-                {str(file): (volume.shape, volume.affine) for file, volume in zip(files, volumes, strict=True)}
-            )
+            volumes = self.read(data[key], check_label if key in self.label_keys else check_intensities)
+            grids.update({name: (volume.shape, volume.affine) for name, volume in volumes.items()})
             check_same_grid(grids)
-            loaded[key] = self._stack(volumes, str(files[0]), data.get("case", ""))
+            loaded[key] = self._stack(list(volumes.values()), next(iter(volumes)), data.get("case", ""))
         return loaded
 
+    def read(self, given: str | PathLike | Sequence, check: Callable) -> dict[str, nib.Nifti1Pair]:
+        """The checked volumes of one key, by file."""
+        files = [given] if isinstance(given, str | PathLike) else given
+        return {str(file): self._read(file, check) for file in files}
+
     @staticmethod
-    def _read(file: str | PathLike, check):
+    def _read(file: str | PathLike | Series, check: Callable) -> nib.Nifti1Pair:
         volume = read_series(file) if isinstance(file, Series) else check_readable(file)
         if len(volume.shape) != 3:
             raise BadCase(f"{file} has shape {volume.shape}, expected three axes; give one volume per file")
@@ -70,10 +76,63 @@ class LoadCased(MapTransform):
             "case": case,
             "filename_or_obj": file,
             "original_affine": volumes[0].affine,
+            "original_channel_dim": 0,
             "spatial_shape": array.shape[1:],
             "space": SpaceKeys.RAS,
         }
         return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(volumes[0].affine), meta=meta)
+
+
+class LoadImageCased(LoadCased):
+    """``LoadCased`` for inference, where one file may stand for a patient: one of the scans, or a 4-D file of all.
+
+    MONAI Label hands over one path per image. A 3-D file then stands for its siblings, found by name in its folder; a
+    4-D file holds the modalities along its last axis, in the order of ``modalities``. A list of files is taken as is.
+    MONAI Deploy, which reads the image itself, leaves out transforms with ``LoadImage`` in their name.
+
+    Args:
+        keys: ``image``.
+        modalities: what the network expects, in order. With one alone, a file needs no particular name.
+
+    Raises:
+        BadCase: as ``LoadCased``; a sibling is missing or doubled; a 4-D file has another number of channels.
+    """
+
+    def __init__(self, keys: KeysCollection, modalities: Sequence[str]) -> None:
+        super().__init__(keys)
+        self.modalities = list(modalities)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        with answered(422):
+            loaded = super().__call__(data)
+        for key in self.key_iterator(loaded):
+            # at a NIfTI name, MONAI 1.6's Spacingd takes MONAI Label's string "image_path" for a dict of metadata
+            loaded[key].meta["filename_or_obj"] = loaded[key].meta["filename_or_obj"].split(".nii")[0]
+        return loaded
+
+    def read(self, given: str | PathLike | Sequence, check: Callable) -> dict[str, nib.Nifti1Pair]:
+        if not isinstance(given, str | PathLike):
+            return super().read(given, check)
+        with answered(404):
+            if not Path(given).is_file():
+                raise BadCase(f"there is no image {str(given)!r}; give one that the studies folder holds")
+        volume = check_readable(given)
+        if len(volume.shape) == 4:
+            return self._channels(volume, str(given), check)
+        one = len(self.modalities) == 1
+        return super().read(given if one else find_siblings(given, self.modalities), check)
+
+    def _channels(self, volume: nib.Nifti1Pair, file: str, check: Callable) -> dict[str, nib.Nifti1Pair]:
+        if volume.shape[3] != len(self.modalities):
+            raise BadCase(
+                f"{file} has {volume.shape[3]} channels, expected {len(self.modalities)} along its fourth axis: "
+                f"{', '.join(self.modalities)}, in this order"
+            )
+        named = zip(self.modalities, nib.four_to_three(volume), strict=True)
+        channels = {f"{file}, {name}": channel for name, channel in named}
+        for name, channel in channels.items():
+            check(np.asanyarray(channel.dataobj), name)
+        return channels
 
 
 class NormalizeBrain(Transform):

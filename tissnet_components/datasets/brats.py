@@ -115,6 +115,30 @@ def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg"
     return unique
 
 
+def find_siblings(file: str | Path, modalities: Sequence[str]) -> list[Path]:
+    """The scans of one patient, found by name beside one of them, in the order of ``modalities``.
+
+    Raises:
+        BadCase: the name tells no contrast, or a sibling is missing or doubled.
+    """
+    folder, named = Path(file).parent, _case_and_modality(Path(file))
+    if not named:
+        raise BadCase(
+            f"{file} is one volume and its name tells no contrast, but {', '.join(modalities)} are needed; name the "
+            f"files of a folder like CASE_{modalities[0]}.nii.gz, or give one 4-D file"
+        )
+    beside: dict[str, list[Path]] = defaultdict(list)
+    for other in sorted(folder.iterdir()):
+        case, modality = (_is_nifti(other.name) and _case_and_modality(other)) or (None, None)
+        if case == named[0] and modality in modalities:
+            beside[modality].append(other)
+    found, doubled = _unambiguous({named[0]: beside})
+    missing = [modality for modality in modalities if modality not in beside]
+    if doubled or missing:
+        raise BadCase(doubled.get(named[0]) or f"{named[0]} has no {', '.join(missing)} in {folder}; add the file")
+    return [found[named[0]][modality] for modality in modalities]
+
+
 def split_cases(names: Sequence[str], seed: int, proportions: Sequence[int] = PAPER_SPLIT) -> dict[str, list[str]]:
     """Draw training, validation and test, keeping all time points of a patient together.
 

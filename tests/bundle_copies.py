@@ -1,0 +1,54 @@
+"""Copies of the bundles with weights, for tests that package, export or serve them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+
+from tissnet_components.cascade import compact
+
+BUNDLES = Path(__file__).parents[1] / "bundles"
+NAMES = ("tissnet_brats", "tissnet_vs")
+TINY = (2, 4, 4, 4, 4)
+
+
+def read_config(bundle: Path, name: str = "inference") -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / f"{name}.json"))
+    return parser
+
+
+def random_weights(bundle: Path) -> None:
+    """Write models/model.pt as the bundles ship it: random, but half of a random image is tumor."""
+    torch.manual_seed(0)
+    parser = read_config(bundle)
+    network = parser.get_parsed_content("network_def").eval()
+    head = network.segmentor.decoders["fine"].head
+    with torch.no_grad():
+        head.weight *= 500
+        image = 2 * torch.rand(1, len(parser["source_modalities"]), 32, 32, 8) - 1
+        head.bias -= network(image).double().logit().median()
+    (bundle / "models").mkdir(exist_ok=True)
+    torch.save(network.state_dict(), bundle / "models" / "plain.pt")
+    compact(str(bundle / "models" / "plain.pt"), str(bundle / "models" / "model.pt"))
+    (bundle / "models" / "plain.pt").unlink()
+
+
+def bundle_with_weights(name: str, folder: Path) -> Path:
+    """A copy of a bundle with its weights, or with random ones while it has none."""
+    copy = shutil.copytree(BUNDLES / name, folder / name, ignore=shutil.ignore_patterns("eval", "*_last.pt"))
+    if not (copy / "models" / "model.pt").is_file():
+        random_weights(copy)
+    return copy
+
+
+def tiny_bundle(name: str, folder: Path) -> Path:
+    """A copy whose network has two to four channels, and random weights."""
+    copy = shutil.copytree(BUNDLES / name, folder / name, ignore=shutil.ignore_patterns("eval", "models"))
+    for config in (copy / "configs" / "train.json", copy / "configs" / "inference.json"):
+        content = json.loads(config.read_text()) | {"widths": list(TINY), "patch_size": [32, 32, 16]}
+        config.write_text(json.dumps(content))
+    random_weights(copy)
+    return copy

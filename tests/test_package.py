@@ -1,0 +1,223 @@
+"""The zips: the same bytes every time, whole, and refused when they are not; and what the README says to type."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bundle_copies import NAMES, bundle_with_weights, tiny_bundle
+from readme import STANDALONE, readme_block, readmes_commands_make_a_mask, required
+
+from tissnet_components.package import package, package_bundle, verify, write_zip
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {name: tiny_bundle(name, folder) for name in NAMES}
+
+
+@pytest.fixture
+def bundle(bundles, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(bundles["tissnet_vs"], tmp_path / "tissnet_vs")
+
+
+@pytest.fixture(scope="module")
+def packed(bundles, tmp_path_factory) -> Path:
+    return package_bundle(bundles["tissnet_vs"], tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture
+def unpacked(packed, tmp_path) -> Path:
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(tmp_path)
+    return tmp_path / "tissnet_vs"
+
+
+def repack(packed: Path, to: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
+    """The same zip after a change of its contents."""
+    with zipfile.ZipFile(packed) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    change(contents)
+    return write_zip(to / packed.name, contents)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_package_holds_the_bundle_its_weights_the_components_and_the_sums(bundles, tmp_path, name, monkeypatch):
+    (bundles[name] / "eval").mkdir(exist_ok=True)
+    (bundles[name] / "eval" / "cases.csv").write_text("case\n")
+    (bundles[name] / "models" / "model_last.pt").write_text("a checkpoint")
+    package(bundle=str(bundles[name]), out=str(tmp_path))
+    with zipfile.ZipFile(tmp_path / f"{name}_v{version(bundles[name])}.zip") as archive:
+        names = archive.namelist()
+    inside = {file.removeprefix(f"{name}/") for file in names}
+    assert {"LICENSE", "docs/README.md", "configs/inference.json", "models/model.pt", "SHA256SUMS"} <= inside
+    assert {"tissnet_components/__main__.py", "tissnet_components/report/report.html"} <= inside
+    assert not [file for file in inside if "__pycache__" in file or "eval" in Path(file).parts or "last" in file]
+    assert all(file.startswith(f"{name}/") for file in names)
+
+
+def version(bundle: Path) -> str:
+    return json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
+
+
+def test_the_same_bundle_gives_the_same_bytes_whenever_and_in_whatever_order_its_files_were_written(packed, tmp_path):
+    again = bundles_in_reverse(packed, tmp_path)
+    assert package_bundle(again, tmp_path / "dist").read_bytes() == packed.read_bytes()
+
+
+def bundles_in_reverse(packed: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(packed) as archive:
+        for name in reversed(archive.namelist()):
+            archive.extract(name, folder)
+            os.utime(folder / name, (1e9, 1e9))
+    return folder / "tissnet_vs"
+
+
+def test_every_bundle_here_is_packaged_by_default(bundles, tmp_path, monkeypatch, capsys):
+    shutil.copytree(bundles["tissnet_vs"].parent, tmp_path / "bundles")
+    monkeypatch.chdir(tmp_path)
+    package(out="dist")
+    assert sorted(file.name.split("_v0")[0] for file in (tmp_path / "dist").iterdir()) == sorted(NAMES)
+    assert capsys.readouterr().out.count("sha256") == 2
+
+
+@pytest.mark.parametrize("file", ["LICENSE", "docs/README.md", "configs/inference.json"])
+def test_a_bundle_without_a_file_is_not_packaged(bundle, tmp_path, file):
+    (bundle / file).unlink()
+    with pytest.raises(ValueError, match=f"has no {file}: restore the file"):
+        package_bundle(bundle, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_bundle_without_weights_is_not_packaged(bundle, tmp_path):
+    (bundle / "models" / "model.pt").unlink()
+    with pytest.raises(ValueError, match=r"has no models/model.pt: train first"):
+        package_bundle(bundle, tmp_path)
+    (bundle / "large_files.yml").write_text("large_files: []\n")
+    with pytest.raises(ValueError, match=r"run `python -m monai.bundle download_large_files"):
+        package_bundle(bundle, tmp_path)
+
+
+def test_a_version_without_a_line_in_the_changelog_is_not_packaged(bundle, tmp_path):
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text()) | {"version": "9.0.0"}
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=r"has version 9.0.0 but no changelog line for it"):
+        package_bundle(bundle, tmp_path)
+
+
+def test_there_must_be_a_bundle_to_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="there is no bundles folder here"):
+        package()
+
+
+def test_a_whole_zip_and_its_folder_pass(packed, unpacked, capsys):
+    verify(str(packed))
+    (unpacked / "eval").mkdir()
+    (unpacked / "eval" / "result.txt").write_text("results may be added")
+    verify(str(unpacked), version=version(unpacked))
+    assert capsys.readouterr().out.count("files as they were packaged") == 2
+
+
+def test_sha256sum_reads_the_list(unpacked):
+    if not shutil.which("sha256sum"):
+        pytest.skip("no sha256sum on this machine")
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=unpacked, check=True)
+
+
+@pytest.mark.parametrize("file", ["models/model.pt", "configs/inference.json", "tissnet_components/cascade.py"])
+def test_a_changed_file_is_named(packed, unpacked, tmp_path, file):
+    data = bytearray((unpacked / file).read_bytes())
+    data[-1] ^= 1
+    (unpacked / file).write_bytes(data)
+    changed = repack(
+        packed, tmp_path / "changed", lambda contents: contents.update({f"tissnet_vs/{file}": bytes(data)})
+    )
+    for path in (unpacked, changed):
+        with pytest.raises(ValueError, match=rf"^{file} of .* is not what was packaged; download it again$"):
+            verify(str(path))
+
+
+def test_a_lost_file_is_named(unpacked):
+    (unpacked / "tissnet_components" / "cascade.py").unlink()
+    with pytest.raises(ValueError, match=r"has lost tissnet_components/cascade.py"):
+        verify(str(unpacked))
+
+
+def test_a_package_without_weights_is_refused(packed, tmp_path):
+    def drop(contents: dict[str, bytes]) -> None:
+        del contents["tissnet_vs/models/model.pt"]
+        lines = contents["tissnet_vs/SHA256SUMS"].decode().splitlines(keepends=True)
+        contents["tissnet_vs/SHA256SUMS"] = "".join(line for line in lines if "model.pt" not in line).encode()
+
+    with pytest.raises(ValueError, match=r"has no weights \(models/model.pt\)"):
+        verify(str(repack(packed, tmp_path, drop)))
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/etc/evil", "tissnet_vs/../../evil.py", "C:/evil", "a\\..\\evil"])
+def test_a_path_that_climbs_out_is_refused(packed, tmp_path, name):
+    climbing = repack(packed, tmp_path, lambda contents: contents.update({name: b"evil"}))
+    with pytest.raises(ValueError, match="leads out of its folder; do not unpack it"):
+        verify(str(climbing))
+
+
+def test_a_list_of_sums_cannot_point_outside(unpacked):
+    with (unpacked / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{'0' * 64}  ../../secret\n")
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        verify(str(unpacked))
+
+
+def test_a_file_that_was_slipped_in_is_refused(packed, tmp_path):
+    slipped = repack(packed, tmp_path, lambda contents: contents.update({"tissnet_vs/monai.py": b"evil"}))
+    with pytest.raises(ValueError, match=r"holds monai.py, which SHA256SUMS does not list"):
+        verify(str(slipped))
+
+
+def test_another_version_is_refused(packed, unpacked, tmp_path):
+    renamed = shutil.copy(packed, tmp_path / "tissnet_vs_v7.0.0.zip")
+    with pytest.raises(ValueError, match=r"holds version .*, expected 7.0.0"):
+        verify(str(renamed))
+    with pytest.raises(ValueError, match=r"holds version .*, expected 7.0.0"):
+        verify(str(unpacked), version="7.0.0")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"<html>404</html>", "is not a whole zip"), (None, "there is no bundle")],
+    ids=["a web page", "nothing"],
+)
+def test_what_is_no_zip_is_refused(tmp_path, content, sentence):
+    file = tmp_path / "tissnet_vs_v0.1.0.zip"
+    if content:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        verify(str(file))
+
+
+def test_a_bundle_that_was_never_packaged_is_refused(bundle):
+    with pytest.raises(ValueError, match="has no readable SHA256SUMS, so it is not a packaged bundle"):
+        verify(str(bundle))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_installs_what_the_metadata_requires(bundles, name):
+    install = readme_block(STANDALONE)[0].split()
+    assert install[:2] == ["pip", "install"]
+    assert set(install[2:]) == required(bundles[name])
+
+
+@pytest.mark.slow
+def test_the_readmes_two_commands_turn_a_zip_and_a_t2_into_a_mask(tmp_path):
+    """As they stand, with the environment of these tests; `make package-test` gives them one of their own."""
+    (tmp_path / "source").mkdir()
+    folder = tmp_path / "colleague"
+    package_bundle(bundle_with_weights("tissnet_vs", tmp_path / "source"), folder)
+    readmes_commands_make_a_mask(folder, Path(sys.executable).parent)
