@@ -10,11 +10,13 @@ from tissnet_components.datasets.brats import prepare_brats
 from tissnet_components.datasets.phantom import phantom
 from tissnet_components.report.html import report
 from tissnet_components.segment import segment
+from tissnet_components.study import study
 
 COMMANDS = {
     "phantom": phantom,
     "prepare_brats": prepare_brats,
     "segment": segment,
+    "study": study,
     "report": report,
     "compact": compact,
 }
