@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tissnet_components.datasets.brats import patient_of
 from tissnet_components.datasets.cases import SECTIONS, load_datalist
 from tissnet_components.report import write_whole
+from tissnet_components.report.layouts import check_report
 
 ROW_KEYS = ("configs", "options", "evaluation_configs", "evaluation_options")  # of a row, and of all rows
 STUDY_KEYS = ("title", "bundle", "dataset_dir", "out", "folds", "datalists", "validation", "seed", "rows", "report")
@@ -138,6 +139,7 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     names = [slug(row.get("name", "")) for row in given["rows"]]
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"the rows of study {file} need different names, found {names}")
+    check_report(given.get("report", {}), [row["name"] for row in given["rows"]])
     paths = {key: abspath(file.parent / given[key]) for key in ("bundle", "dataset_dir", "out")}
     if not Path(paths["bundle"], "configs", "train.json").is_file():
         raise ValueError(f"{paths['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")

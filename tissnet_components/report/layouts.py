@@ -75,6 +75,9 @@ def pictured(wanted: Mapping, runs: Mapping[str, Run]) -> list[dict]:
         if present:
             chosen = {"cases": typical_cases(runs[present[-1]]), "by": present[-1], "typical": "cases" not in entry}
             found.append({"contours": True, "zoom": False, **chosen, **entry, "rows": rows})
+            if unknown := [case for case in found[-1]["cases"] if case not in runs[present[-1]].cases]:
+                where = f"figure {entry['title']!r} asks for the case {unknown[0]!r}"
+                raise ValueError(f"{where}, which {present[-1]} did not test; name others, or none for typical ones")
     return found
 
 
