@@ -64,8 +64,9 @@ def test_calibrations_of_all_cases_and_folds_are_added_up(tmp_path):
     assert run.calibration.tolist() == [[0, 0.5, 20, 3, 5], [0.5, 1, 12, 10, 6]]
 
 
-def said(root):
-    return " ".join(notes(read_runs(root), [root]))
+def said(root, *groups):
+    runs = read_runs(root)
+    return " ".join(notes(runs, [root], groups or [list(runs)]))
 
 
 def test_a_fold_without_an_evaluation_is_named(tmp_path):
@@ -92,6 +93,13 @@ def test_missing_cases_other_protocols_and_a_single_run_are_said(tmp_path):
     evaluation(tmp_path / "b", "anna", protocol="tumor slab")
     assert "b lacks 1 of 2 cases: bert." in said(tmp_path)
     assert "different protocols (tumor slab, whole volume)" in said(tmp_path)
+
+
+def test_runs_that_no_table_shows_together_may_have_other_cases(tmp_path):
+    evaluation(tmp_path / "test patients", "anna")
+    evaluation(tmp_path / "validation patients", "bert")
+    assert said(tmp_path, ["test patients"], ["validation patients"]) == ""
+    assert "lacks 1 of 2 cases" in said(tmp_path, ["test patients", "validation patients"])
 
 
 def test_a_metric_without_a_value_is_said_and_so_is_a_case_without_a_dice(tmp_path):

@@ -203,6 +203,38 @@ def test_a_row_that_only_prepares_is_not_evaluated(file, ran):
     assert json.loads((file.parent / "out" / "study.json").read_text())["runs"] == {}
 
 
+def test_a_row_may_evaluate_the_weights_of_another_one(file, ran):
+    rows = [
+        {"name": "TISS-Net"},
+        {
+            "name": "on validation",
+            "train": False,
+            "options": {"model_name": "TISS-Net"},
+            "evaluation_options": {"section": "validation"},
+        },
+    ]
+    write_study(file.parent, rows=rows)
+    study(str(file))
+    assert ran.calls == ["TISS-Net, training", "TISS-Net, evaluating", "on validation, evaluating"]
+    settings = steps_of(file)[-1].settings
+    assert (settings["model_name"], settings["section"]) == ("TISS-Net", "validation")
+
+
+def test_a_study_may_start_from_another_one(file, tmp_path):
+    (tmp_path / "smaller.json").write_text(json.dumps({"base": "study.json", "options": {"epochs": 1}, "out": "less"}))
+    content = read_study(tmp_path / "smaller.json")
+    assert [row["name"] for row in content["rows"]] == ["real FLAIR", "no consistency"]
+    assert (content["options"], content["out"]) == ({"epochs": 1}, str(tmp_path / "less"))
+
+
+def test_the_configs_of_all_rows_lie_over_those_of_a_row_and_a_rows_options_over_those_of_all(file):
+    rows = [{"name": "a", "configs": ["direct_segmentation"], "options": {"epochs": 7}}]
+    write_study(file.parent, rows=rows, configs=["wide"])
+    training = steps_of(file)[0]
+    assert training.configs == ["train", "direct_segmentation", "wide"]
+    assert training.settings["epochs"] == 7
+
+
 def test_evaluation_has_configs_and_options_of_its_own(file):
     write_study(file.parent, evaluation_configs=["tumor_crop"], evaluation_options={"section": "validation"})
     training, evaluating = steps_of(file)[:2]

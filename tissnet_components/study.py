@@ -25,12 +25,25 @@ from tissnet_components.report import write_whole
 from tissnet_components.report.layouts import check_report
 
 ROW_KEYS = ("configs", "options", "evaluation_configs", "evaluation_options")  # of a row, and of all rows
-STUDY_KEYS = ("title", "bundle", "dataset_dir", "out", "folds", "datalists", "validation", "seed", "rows", "report")
+STUDY_KEYS = (
+    "base",
+    "title",
+    "bundle",
+    "dataset_dir",
+    "out",
+    "folds",
+    "datalists",
+    "validation",
+    "seed",
+    "rows",
+    "report",
+)
 REQUIRED_KEYS = ("bundle", "dataset_dir", "out", "rows")
 STEPS = {  # the bundle's entry points -> their configs, and those that torchrun needs
     "training": (["train"], ["multi_gpu_train"]),
     "evaluating": (["train", "evaluate"], ["multi_gpu_train", "multi_gpu_evaluate"]),
 }
+DOES = {"training": "train", "evaluating": "evaluate"}  # a row's keys
 STARTED = "=== started "
 FINISHED_EPOCH = re.compile(r"Epoch\[(\d+)\] Complete")
 
@@ -126,16 +139,12 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
         ValueError: no such file, not JSON, an unknown or missing key, no rows, two rows of one name, no such bundle.
     """
     file = Path(abspath(str(file)))
-    try:
-        given = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
-    _check_keys(given, (*STUDY_KEYS, *ROW_KEYS), f"study {file}")
+    given = _read_with_base(file)
     given |= {key: abspath(str(value)) for key, value in {"out": out, "dataset_dir": dataset_dir}.items() if value}
     if missing := [key for key in REQUIRED_KEYS if not given.get(key)]:
         raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/study.md lists the keys")
     for row in given["rows"]:
-        _check_keys(row, ("name", "evaluate", *ROW_KEYS), f"a row of study {file}")
+        _check_keys(row, ("name", "train", "evaluate", *ROW_KEYS), f"a row of study {file}")
     names = [slug(row.get("name", "")) for row in given["rows"]]
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"the rows of study {file} need different names, found {names}")
@@ -218,7 +227,7 @@ def study_steps(
         for row in content["rows"]:
             if wanted and row["name"] not in wanted:
                 continue
-            for kind in STEPS if row.get("evaluate", True) else ["training"]:
+            for kind in [kind for kind, key in DOES.items() if row.get(key, True)]:
                 yield _step(kind, content, row, fold, datalist, processes)
 
 
@@ -315,6 +324,17 @@ def print_steps(steps: Sequence[Step]) -> None:
     Console().print(table)
 
 
+def _read_with_base(file: Path) -> dict:
+    """A study's own keys, over those of the study that it starts from."""
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
+    _check_keys(given, (*STUDY_KEYS, *ROW_KEYS), f"study {file}")
+    base = given.pop("base", None)
+    return {**_read_with_base(file.parent / base), **given} if base else given
+
+
 def _check_keys(given: object, known: Sequence[str], where: str) -> None:
     if not isinstance(given, dict):
         raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/study.md shows one")
@@ -331,7 +351,7 @@ def _folders(content: Mapping, datalists: Mapping[str, str]) -> dict[str, list[s
 def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, processes: int) -> Step:
     base, parallel = STEPS[kind]
     extra = ["", "evaluation_"] if kind == "evaluating" else [""]
-    overlays = [name for part in extra for level in (content, row) for name in level.get(f"{part}configs", [])]
+    overlays = [name for part in extra for level in (row, content) for name in level.get(f"{part}configs", [])]
     options = {k: v for part in extra for level in (content, row) for k, v in level.get(f"{part}options", {}).items()}
     label = ", ".join(part for part in (row["name"], fold.replace("_", " "), kind) if part)
     configs = [*base, *map(_config_name, overlays), *(parallel if processes > 1 else [])]

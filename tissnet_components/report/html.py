@@ -91,7 +91,7 @@ def report(
     content = {
         "title": title,
         "simulated": any(map(simulated, roots)),
-        "notes": notes(found, roots),
+        "notes": notes(found, roots, _side_by_side(wanted, layouts)),
         "tables": [table for layout in layouts for table in _tables(layout, found)],
         "figures": list(_figures(wanted, found, layouts)),
         "cases": case_table(_methods(wanted, found)) if found else None,
@@ -114,6 +114,12 @@ def _read(roots: Sequence[Path]) -> dict[str, Run]:
             raise ValueError(f"two runs are called {doubled[0]!r}, one of them in {root}: rename its folder")
         found |= runs
     return found
+
+
+def _side_by_side(wanted: Mapping, layouts: Sequence[Layout]) -> list[list[str]]:
+    """Groups of runs that a reader compares."""
+    tables = [[run_of(row) for row in layout.rows] for layout in layouts]
+    return tables + [list(entry["rows"]) for key in ("pictures", "curves") for entry in wanted.get(key, [])]
 
 
 def _methods(wanted: Mapping, runs: Mapping[str, Run]) -> dict[str, Run]:

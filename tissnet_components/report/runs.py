@@ -85,29 +85,41 @@ def simulated(root: Path) -> bool:
     return any(content.get("simulated") is True for content in map(read_json, files) if isinstance(content, dict))
 
 
-def notes(runs: Mapping[str, Run], roots: Sequence[Path]) -> list[str]:
-    """What a reader must know before comparing: sentences about gaps, other protocols and other test sets."""
+def notes(runs: Mapping[str, Run], roots: Sequence[Path], groups: Sequence[Sequence[str]]) -> list[str]:
+    """What a reader must know before comparing: sentences about gaps, other protocols and other test sets.
+
+    Args:
+        groups: names of runs that stand side by side in a table or figure, so that they should have the same cases.
+    """
     found = [
         f"{name} is not complete: no finished evaluation of {listed(folds)}. Run the study again, which goes on there."
         for root in roots
         for name, folds in unfinished(root).items()
     ]
-    protocols = sorted({run.protocol for run in runs.values()})
+    for group in groups:
+        found += _differences([runs[name] for name in group if name in runs])
+    found += [gap for run in runs.values() for gap in _gaps(run)]
+    if len(runs) == 1:
+        found.append(f"{next(iter(runs))} is the only run: there is nothing to compare it with.")
+    return list(dict.fromkeys(found))
+
+
+def _differences(group: Sequence[Run]) -> list[str]:
+    """Why runs of one table cannot all be compared."""
+    found = []
+    protocols = sorted({run.protocol for run in group})
     if len(protocols) > 1:
         found.append(
             f"The runs were evaluated under different protocols ({', '.join(protocols)}); only runs of one protocol "
             f"are compared with each other."
         )
-    every_case = {case for run in runs.values() for case in run.cases}
-    for name, run in runs.items():
+    every_case = {case for run in group for case in run.cases}
+    for run in group:
         if absent := sorted(every_case - set(run.cases)):
             found.append(
-                f"{name} lacks {len(absent)} of {len(every_case)} cases: {listed(absent)}. Its means are over other "
-                f"cases than those of runs that have them, and it is compared only with runs of the same cases."
+                f"{run.name} lacks {len(absent)} of {len(every_case)} cases: {listed(absent)}. Its means are over "
+                f"other cases than those of runs that have them; it is compared only with runs of the same cases."
             )
-        found += _gaps(run)
-    if len(runs) == 1:
-        found.append(f"{next(iter(runs))} is the only run: there is nothing to compare it with.")
     return found
 
 
