@@ -53,7 +53,8 @@ def test_each_case_is_drawn_as_a_gain_or_a_loss():
     figure = plots.gains([reference, run_of("TISS-Net", [0.6, 0.3, 0.5])], reference)
     axes = panel(figure, "TISS-Net\n1 gain, 1 lose")
     dots = axes.collections[-1]
-    assert dots.get_offsets()[:, 1].tolist() == pytest.approx([-20, 0, 10])
+    assert dots.get_offsets()[:, 0].tolist() == pytest.approx([-20, 0, 10])
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["case_1", "case_2", "case_0"]
     assert [to_hex(colour) for colour in dots.get_facecolors()] == [plots.LOSS, plots.TRUTH, plots.GAIN]
     assert len(figure.axes) == 1  # the reference has no panel of its own
 
@@ -104,7 +105,7 @@ def test_a_zoom_cuts_to_the_tumor(tmp_path):
         for zoom in (False, True)
     )
     assert whole == (20, 24)
-    assert zoomed == (4 + 2 * 6, 6 + 2 * 6)  # rows, columns: the tumor's 4 x 6 voxels and 2 + 4 more on each side
+    assert zoomed == (4 + 2 * 5, 6 + 2 * 5)  # rows, columns: the tumor's 4 x 6 voxels and 1 + 4 more on each side
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
@@ -115,9 +116,11 @@ def test_small_multiples_are_as_wide_as_a_page_and_none_is_empty(count):
     assert all(axes.has_data() for axes in figure.axes)
 
 
-def test_no_texts_overlap_in_small_multiples_with_long_names():
-    runs = [run_of(f"a method with a rather long name {index}", [0.5, 0.7], [0.5, 0.6]) for index in range(4)]
-    figure = plots.referral(runs)
+@pytest.mark.parametrize("draw", [plots.referral, plots.volume_agreement, plots.error_calibration])
+def test_no_texts_overlap_though_names_are_long(draw):
+    figure = draw([run_of(f"a method with a rather long name {index}", [0.5, 0.7], [0.5, 0.6]) for index in range(8)])
     figure.canvas.draw()
-    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    labels = [axes.get_xaxis().label for axes in figure.axes] + [figure._supxlabel, figure._supylabel]
+    texts = [axes.title for axes in figure.axes] + [text for text in labels if text and text.get_text()]
+    boxes = [item.get_window_extent() for item in (*texts, *figure.legends)]
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[i + 1 :])

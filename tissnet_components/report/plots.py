@@ -19,6 +19,7 @@ from .statistics import interval, rank_correlation
 
 WIDTH, PANEL, DPI = 10.0, 2.5, 100  # inches
 COLUMNS = 4
+NAMED_CASES = 40
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")  # Okabe and Ito
 GAIN, LOSS, TRUTH = COLOURS[2], COLOURS[1], "#555555"
 QUALITIES = {  # what a case may be ranked by -> its name, colour
@@ -78,27 +79,28 @@ def volume_agreement(runs: Sequence[Run]) -> Figure:
                 axes.axhline(limit, color=COLOURS[1], linewidth=1, linestyle="--")
         axes.set_title(f"{run.name}\nbias {bias:+.1f} ml, limits ± {1.96 * spread:.1f} ml", fontsize=8)
 
-    return _grid(runs, draw, "mean of both volumes (ml)", "predicted minus true (ml)", share="y")
+    return _grid(runs, draw, "mean of both volumes (ml)", "predicted minus true (ml)")
 
 
 def gains(runs: Sequence[Run], reference: Run) -> Figure:
-    """Who gains, who loses: each case's Dice minus the reference's, in points, sorted."""
+    """Who gains, who loses: each case's Dice minus the reference's, in points; cases sorted by their mean gain."""
+    others = [run for run in runs if run is not reference]
+    cases = list(reference.cases)
+    gained = {run.name: 100 * (_dice(run, cases) - _dice(reference, cases)) for run in others}
+    order = np.argsort(np.nan_to_num(sum(gained.values())))
+    names = [cases[index] for index in order] if len(cases) <= NAMED_CASES else []
 
     def draw(axes: Axes, run: Run) -> None:
-        ours, theirs = run.values(f"{stage(run)}_dice"), reference.values(f"{stage(reference)}_dice")
-        differences = {case: 100 * (ours[case] - theirs[case]) for case in ours if case in theirs}
-        order = sorted((case for case in differences if math.isfinite(differences[case])), key=differences.get)
-        heights = [differences[case] for case in order]
-        colours = [GAIN if height > 0 else LOSS if height < 0 else TRUTH for height in heights]
-        axes.vlines(range(len(order)), 0, heights, color=colours, linewidth=1)
-        axes.scatter(range(len(order)), heights, s=18, color=colours, zorder=3)
-        axes.axhline(0, color="0.5", linewidth=0.8)
-        axes.set_xticks([])
-        better, worse = (sum(sign * height > 0 for height in heights) for sign in (1, -1))
-        axes.set_title(f"{run.name}\n{better} gain, {worse} lose", fontsize=8)
+        lengths = gained[run.name][order]
+        colours = [GAIN if length > 0 else LOSS if length < 0 else TRUTH for length in lengths]
+        axes.hlines(range(len(lengths)), 0, lengths, color=colours, linewidth=1)
+        axes.scatter(lengths, range(len(lengths)), s=18, color=colours, zorder=3)
+        axes.axvline(0, color="0.5", linewidth=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(f"{run.name}\n{(lengths > 0).sum()} gain, {(lengths < 0).sum()} lose", fontsize=8)
 
-    others = [run for run in runs if run is not reference]
-    return _grid(others, draw, "cases, from loss to gain", f"Dice minus that of {reference.name} (points)", share="y")
+    height = max(PANEL, 0.17 * min(len(cases), NAMED_CASES) + 0.6)
+    return _grid(others, draw, f"Dice minus that of {reference.name} (points)", "", share_x=True, height=height)
 
 
 def error_calibration(runs: Sequence[Run]) -> Figure:
@@ -140,13 +142,13 @@ def referral(runs: Sequence[Run]) -> Figure:
         axes.set_title(f"{run.name}\nrank correlation {' and '.join(correlations)}", fontsize=8)
         axes.set_xlim(0, 1)
 
-    figure = _grid(runs, draw, "share of cases sent to a human", "mean Dice of the others", share="y")
+    figure = _grid(runs, draw, "share of cases sent to a human", "mean Dice of the others")
     handles = [Line2D([], [], color=colour, label=name) for name, colour in QUALITIES.values()]
     handles += [
         Line2D([], [], color=TRUTH, linestyle=":", label="the true Dice (the best possible)"),
         Line2D([], [], color="0.75", label="no selection"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
@@ -175,7 +177,7 @@ def sweeps(curves: Sequence[Mapping], runs: Mapping[str, Run]) -> Figure:
         axes.set_xticks(range(len(rows)), [f"{value:g}" for value, _ in rows])
         axes.set_xlabel(curve["x"], fontsize=9)
 
-    return _grid(curves, draw, "", "Dice (%)", share="y", columns=3)
+    return _grid(curves, draw, "", "Dice (%)", columns=3)
 
 
 def stage(run: Run) -> str:
@@ -183,16 +185,25 @@ def stage(run: Run) -> str:
     return next((name for name in ("fine", "refined", "coarse", "perceptibility") if run.has(f"{name}_dice")), "fine")
 
 
-def _dice(run: Run) -> np.ndarray:
-    return np.array([*run.values(f"{stage(run)}_dice").values()])
+def _dice(run: Run, cases: Sequence[str] | None = None) -> np.ndarray:
+    values = run.values(f"{stage(run)}_dice")
+    return np.array([values[case] for case in (values if cases is None else cases)])
 
 
-def _grid(items: Sequence, draw: Callable, x_label: str, y_label: str, share: str, columns: int = COLUMNS) -> Figure:
-    """Small multiples: one panel per item, drawn by `draw(axes, item)`."""
+def _grid(
+    items: Sequence,
+    draw: Callable,
+    x_label: str,
+    y_label: str,
+    columns: int = COLUMNS,
+    height: float = PANEL,
+    share_x: bool = False,
+) -> Figure:
+    """Small multiples with one vertical axis: a panel per item, drawn by `draw(axes, item)`."""
     columns = min(columns, max(len(items), 2))
     rows = -(-len(items) // columns)
-    figure = _figure(rows * PANEL + 0.7)
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=share == "y").ravel()
+    figure = _figure(rows * height + 0.7)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=share_x).ravel()
     for axes, item in zip(panels, items, strict=False):
         draw(axes, item)
         _plain(axes)
@@ -224,7 +235,7 @@ def _styles() -> list[tuple[str, str]]:
 
 
 def _box(row: Mapping[str, Mapping[str, np.ndarray] | None], zoom: bool, margin: int = 4) -> tuple[slice, slice]:
-    """What to show of a case: its head, or the tumor with as much again around it."""
+    """What to show of a case: its head, or the tumor with half as much again around it."""
     archive = next((archive for archive in row.values() if archive is not None), None)
     if archive is None:
         return slice(None), slice(None)
@@ -232,7 +243,7 @@ def _box(row: Mapping[str, Mapping[str, np.ndarray] | None], zoom: bool, margin:
     inside = (real > real.min()).any(axis=0)
     if zoom and "label" in archive and (archive["label"][0] > 0.5).any():
         inside = archive["label"][0] > 0.5
-        margin = max(np.ptp(np.flatnonzero(inside.any(axis=axis))) for axis in (0, 1)) // 2 + margin
+        margin += max(np.ptp(np.flatnonzero(inside.any(axis=axis))) for axis in (0, 1)) // 4
     spans = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
     return tuple(slice(max(span[0] - margin, 0), span[-1] + margin + 1) if len(span) else slice(None) for span in spans)
 
