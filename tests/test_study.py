@@ -235,6 +235,11 @@ def test_the_configs_of_all_rows_lie_over_those_of_a_row_and_a_rows_options_over
     assert training.settings["epochs"] == 7
 
 
+def test_an_option_of_all_rows_goes_to_those_that_have_it(file, ran):
+    write_study(file.parent, options={"loss_weights::consistency": 0.5})
+    assert ["loss_weights::consistency" in step.settings for step in steps_of(file)] == [False, False, True, True]
+
+
 def test_evaluation_has_configs_and_options_of_its_own(file):
     write_study(file.parent, evaluation_configs=["tumor_crop"], evaluation_options={"section": "validation"})
     training, evaluating = steps_of(file)[:2]
@@ -320,7 +325,10 @@ def test_a_missing_datalist_is_named(tmp_path):
         pytest.param({"rows": [{"name": "a b"}, {"name": "a_b"}]}, "need different names", id="same folder"),
         pytest.param({"rows": [{"name": "../.."}]}, "need different names", id="a name without a letter"),
         pytest.param({"bundle": "."}, "is not a bundle", id="no bundle"),
-        pytest.param({"options": {"epohcs": 3}}, "no config has the option 'epohcs'", id="mistyped option"),
+        pytest.param({"options": {"epohcs": 3}}, "no config of any row has the option 'epohcs'", id="mistyped option"),
+        pytest.param(
+            {"rows": [{"name": "a", "options": {"epohcs": 3}}]}, "a, training: no config has the option", id="of a row"
+        ),
         pytest.param({"configs": ["ablations/nothing"]}, "nothing.json does not exist", id="no such config"),
         pytest.param({"report": {"methods": ["b"]}}, "the row 'b', which the study does not have", id="report"),
         pytest.param({"report": {"table": []}}, "report has the unknown key 'table'", id="report's key"),

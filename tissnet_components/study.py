@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from os.path import abspath
 from pathlib import Path
@@ -53,6 +54,7 @@ class Step:
     """One command of a study: the training or the evaluation of one row on one fold."""
 
     kind: str  # of STEPS
+    row: str
     label: str
     folder: Path
     configs: list[str]
@@ -118,7 +120,9 @@ def study(
     """
     content = read_study(file, out, dataset_dir)
     datalists = fold_datalists(content)
-    steps = list(study_steps(content, datalists, only, processes))
+    steps = list(study_steps(content, datalists, processes))
+    check_options(content, steps)
+    steps = chosen_steps(steps, only)
     for step in steps:
         check_unchanged(step)
     if dry_run:
@@ -211,24 +215,37 @@ def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validat
     return files
 
 
-def study_steps(
-    content: Mapping, datalists: Mapping[str, str], only: str | Sequence[str] | None = None, processes: int = 1
-) -> Iterator[Step]:
+def study_steps(content: Mapping, datalists: Mapping[str, str], processes: int = 1) -> Iterator[Step]:
     """Every training and evaluation, fold by fold, rows in their order: what others build on stands first.
 
     Raises:
-        ValueError: an unknown row in `only`, a config that is not there, an option that no config has.
+        ValueError: a config that is not there, or a row's option that none of its configs has.
     """
-    wanted = [name.strip() for name in only.split(",")] if isinstance(only, str) else list(only or [])
-    names = [row["name"] for row in content["rows"]]
-    if unknown := [name for name in wanted if name not in names]:
-        raise ValueError(f"the study has no row {unknown[0]!r}; it has {names}")
     for fold, datalist in datalists.items():
         for row in content["rows"]:
-            if wanted and row["name"] not in wanted:
-                continue
             for kind in [kind for kind, key in DOES.items() if row.get(key, True)]:
                 yield _step(kind, content, row, fold, datalist, processes)
+
+
+def chosen_steps(steps: Sequence[Step], only: str | Sequence[str] | None) -> list[Step]:
+    """The steps of the rows that were named; all when none was.
+
+    Raises:
+        ValueError: a name that no row has.
+    """
+    wanted = [name.strip() for name in only.split(",")] if isinstance(only, str) else list(only or [])
+    names = list(dict.fromkeys(step.row for step in steps))
+    if unknown := [name for name in wanted if name not in names]:
+        raise ValueError(f"the study has no row {unknown[0]!r}; it has {names}")
+    return [step for step in steps if not wanted or step.row in wanted]
+
+
+def check_options(content: Mapping, steps: Sequence[Step]) -> None:
+    """Refuse an option of all rows that no step took."""
+    taken = {key for step in steps for key in step.settings}
+    given = [*content.get("options", {}), *content.get("evaluation_options", {})]
+    if steps and (unknown := [key for key in given if key not in taken]):
+        raise ValueError(f"no config of any row has the option {unknown[0]!r}; mend 'options' in the study")
 
 
 def check_unchanged(step: Step) -> None:
@@ -350,37 +367,52 @@ def _folders(content: Mapping, datalists: Mapping[str, str]) -> dict[str, list[s
 
 def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, processes: int) -> Step:
     base, parallel = STEPS[kind]
-    extra = ["", "evaluation_"] if kind == "evaluating" else [""]
-    overlays = [name for part in extra for level in (row, content) for name in level.get(f"{part}configs", [])]
-    options = {k: v for part in extra for level in (content, row) for k, v in level.get(f"{part}options", {}).items()}
     label = ", ".join(part for part in (row["name"], fold.replace("_", " "), kind) if part)
-    configs = [*base, *map(_config_name, overlays), *(parallel if processes > 1 else [])]
-    _check_options(content["bundle"], configs, options, label)
+    configs = [*base, *map(_config_name, _listed(kind, "configs", row, content))]
+    configs += parallel if processes > 1 else []
     folder = Path(content["out"], slug(row["name"]), fold)
     settings = {
         "model_name": slug(row["name"]),
-        **options,
+        **_options(kind, row, content, _ids(content["bundle"], tuple(configs)), label),
         "dataset_dir": content["dataset_dir"],
         "datalist": datalist,
         "ckpt_dir": str(Path(content["out"], "models", fold)),
         "output_dir": str(folder / "training" if kind == "training" else folder),
     }
-    return Step(kind, label, folder, configs, settings)
+    return Step(kind, row["name"], label, folder, configs, settings)
+
+
+def _listed(kind: str, key: str, *levels: Mapping) -> list:
+    """What several levels hold under a key and, for an evaluation, under its own key too."""
+    keys = [key, f"evaluation_{key}"] if kind == "evaluating" else [key]
+    return [value for name in keys for level in levels for value in level.get(name, [])]
+
+
+def _options(kind: str, row: Mapping, content: Mapping, ids: ConfigParser, label: str) -> dict:
+    """Options of all rows, as far as this row's configs have them, and the row's own over them.
+
+    MONAI would add a mistyped id silently, and the run would not be what its name says.
+    """
+    keys = ["options", "evaluation_options"] if kind == "evaluating" else ["options"]
+    common, own = ({k: v for key in keys for k, v in level.get(key, {}).items()} for level in (content, row))
+    if unknown := [key for key in own if key.lstrip("+") not in ids]:
+        raise ValueError(f"{label}: no config has the option {unknown[0]!r}; mend 'options' in the study")
+    return {key: value for key, value in common.items() if key.lstrip("+") in ids} | own
 
 
 def _config_name(name: str) -> str:
     return name.removeprefix("configs/").removesuffix(".json")
 
 
-def _check_options(bundle: str, configs: Sequence[str], options: Mapping, label: str) -> None:
-    """MONAI adds a mistyped id silently, and the run would differ from what its name says."""
+@cache
+def _ids(bundle: str, configs: tuple[str, ...]) -> ConfigParser:
+    """The ids of merged configs."""
     files = [Path(bundle, "configs", f"{name}.json") for name in configs]
     if absent := [file for file in files if not file.is_file()]:
-        raise ValueError(f"{label}: {absent[0]} does not exist; mend 'configs' in the study")
+        raise ValueError(f"{absent[0]} does not exist; mend 'configs' in the study")
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
-    if unknown := [key for key in options if key.lstrip("+") not in parser]:
-        raise ValueError(f"{label}: no config has the option {unknown[0]!r}; mend 'options' in the study")
+    return parser
 
 
 def _write_unchanged(file: Path, content: dict) -> str:
