@@ -150,8 +150,8 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     for row in given["rows"]:
         _check_keys(row, ("name", "train", "evaluate", *ROW_KEYS), f"a row of study {file}")
     names = [slug(row.get("name", "")) for row in given["rows"]]
-    if "" in names or len(set(names)) < len(names):
-        raise ValueError(f"the rows of study {file} need different names, found {names}")
+    if "" in names or len(set(names)) < len(names) or any(set(row["name"]) & set(",:") for row in given["rows"]):
+        raise ValueError(f"the rows of study {file} need different names, without comma and colon; found {names}")
     check_report(given.get("report", {}), [row["name"] for row in given["rows"]])
     paths = {key: abspath(file.parent / given[key]) for key in ("bundle", "dataset_dir", "out")}
     if not Path(paths["bundle"], "configs", "train.json").is_file():

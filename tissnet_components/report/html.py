@@ -50,7 +50,7 @@ class Shown:
 def report(
     runs: str | Sequence[str],
     out: str = "report.html",
-    title: str = "TISS-Net report",
+    title: str | None = None,
     reference: str | None = None,
     max_pictures: int = 12,
 ) -> str:
@@ -65,7 +65,7 @@ def report(
     Args:
         runs: folder whose subfolders hold `cases.csv` (the folder's name becomes the method's), or several folders.
         out: a page, if it ends in .html; else a folder for report.html, report.md, tables (CSV, LaTeX) and figures.
-        title: its heading.
+        title: its heading; by default the study's.
         reference: the method that the others are compared with; by default the study's, or else the first.
         max_pictures: single cases shown; the page says how many there were.
 
@@ -89,7 +89,7 @@ def report(
     wanted = study.get("report", {})
     layouts = layouts_of(wanted, names, found, reference) if found else []
     content = {
-        "title": title,
+        "title": title or study.get("title", "TISS-Net report"),
         "simulated": any(map(simulated, roots)),
         "notes": notes(found, roots, _side_by_side(wanted, layouts)),
         "tables": [table for layout in layouts for table in _tables(layout, found)],
