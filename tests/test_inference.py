@@ -157,6 +157,18 @@ def test_an_overview_shows_the_maps_that_are_there(tmp_path):
     assert matplotlib.image.imread(tmp_path / "anna" / "anna_overview.png").std() > 0.05
 
 
+def test_the_slice_of_an_overview_is_kept_when_asked_for(tmp_path):
+    image = MetaTensor(
+        torch.rand(2, 16, 12, 4), affine=torch.diag(torch.tensor([-1.0, -2, 3, 1])), meta={"case": "anna"}
+    )
+    fine = torch.zeros(1, 16, 12, 4)
+    fine[0, 3, 5, 1] = 1
+    SaveImageOverviewd(["image", "fine"], str(tmp_path), slices=True)({"image": image, "fine": fine})
+    kept = np.load(tmp_path / "anna" / "anna_slice.npz")
+    assert (kept["source"].shape, kept["index"], kept["aspect"]) == ((2, 12, 16), 1, 2)
+    assert kept["fine"][0, 5, 3] == 1
+
+
 def test_results_below_the_scans_are_not_taken_for_scans(tmp_path):
     write_case(tmp_path / "anna")
     write_case(tmp_path / "results" / "anna")

@@ -6,6 +6,8 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from scipy import ndimage
+from scipy.spatial.distance import cdist
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tissnet_components.metrics import (
@@ -14,7 +16,9 @@ from tissnet_components.metrics import (
     case_metrics,
     dice,
     empty_predictions,
+    error_calibration,
     mean_and_sd,
+    predicted_dice,
     psnr,
     ssim,
     ssim_map,
@@ -70,6 +74,69 @@ def test_hd95_is_the_larger_directed_percentile_and_assd_pools_both_directions()
     found = surface_distances_mm(voxels((5, 5, 5)), voxels((5, 5, 5), (9, 5, 5)), MILLIMETRE)
     assert found["assd_mm"] == pytest.approx(4 / 3)
     assert found["hd95_mm"] == pytest.approx(0.95 * 4)
+
+
+def surface_points_mm(mask, spacing_mm):
+    """Voxels of a mask with a neighbour, across a face, outside it."""
+    mask = np.pad(mask.numpy() > 0.5, 1)
+    return np.argwhere(mask & ~ndimage.binary_erosion(mask)) * np.asarray(spacing_mm)
+
+
+def directed_distances_mm(prediction, label, spacing_mm):
+    """Every distance from one surface to the other, by brute force; independent of MONAI."""
+    distances = cdist(surface_points_mm(prediction, spacing_mm), surface_points_mm(label, spacing_mm))
+    return distances.min(axis=1), distances.min(axis=0)
+
+
+def blob(seed, shape=(20, 18, 9)):
+    noise = np.random.default_rng(seed).normal(size=shape)
+    return torch.from_numpy((ndimage.gaussian_filter(noise, 2) > 0.02).astype(np.float32))
+
+
+ANISOTROPIC = [(0.41, 0.41, 1.5), (1.0, 1.0, 1.0), (2.0, 1.0, 0.5)]
+
+
+@pytest.mark.parametrize("spacing_mm", ANISOTROPIC, ids=str)
+def test_assd_and_hd95_equal_a_brute_force_over_all_pairs_of_surface_voxels(spacing_mm):
+    there, back = directed_distances_mm(blob(0), blob(1), spacing_mm)
+    found = surface_distances_mm(blob(0), blob(1), spacing_mm)
+    assert found["assd_mm"] == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
+    assert found["hd95_mm"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5)
+
+
+@pytest.mark.parametrize("spacing_mm", ANISOTROPIC, ids=str)
+def test_hd95_is_pymics_and_not_medpys(spacing_mm):
+    """PyMIC: the larger of sorted(distances)[int(0.95 n)] of the two directions; no interpolation between ranks."""
+    masks = cube(2, 7) + voxels((12, 12, 10), (13, 12, 10), (12, 13, 9), (9, 9, 9), (8, 8, 8), (7, 7, 9)), cube(2, 7)
+    there, back = directed_distances_mm(*masks, spacing_mm)
+    found = surface_distances_mm(*masks, spacing_mm)["hd95_mm"]
+    ranks = [int(0.95 * len(side)) for side in (there, back)]
+    pymic = max(np.sort(side)[rank] for side, rank in zip((there, back), ranks, strict=True))
+    below = max(np.sort(side)[max(rank - 1, 0)] for side, rank in zip((there, back), ranks, strict=True))
+    assert below - 1e-4 <= found <= pymic + 1e-4
+    assert found != pytest.approx(np.percentile(np.concatenate([there, back]), 95), rel=1e-3)
+
+
+def test_dice_equals_twice_the_intersection_over_the_sum_of_sizes():
+    """MedPy's dc, written out."""
+    one, other = blob(0).numpy().astype(bool), blob(1).numpy().astype(bool)
+    medpy = 2.0 * np.count_nonzero(one & other) / float(np.count_nonzero(one) + np.count_nonzero(other))
+    assert dice(blob(0), blob(1)) == pytest.approx(medpy)
+    assert 0.2 < medpy < 0.8
+
+
+def test_the_boxes_similarities_equal_scikit_image_on_the_cut_images():
+    synthetic, target = noisy_pair((24, 26, 20))
+    target[:, :3] = synthetic[:, :3] = -1
+    label = torch.zeros_like(target)
+    label[4:20, 6:19, 3:6] = 1
+    found = case_metrics({"synthetic": synthetic}, target, label, MILLIMETRE)
+    boxes = {"": np.s_[:], "brain_": np.s_[:, 3:], "local_": np.s_[4:20, 6:19, 0:11]}
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}
+    for prefix, box in boxes.items():
+        images = target[box].double().numpy(), synthetic[box].double().numpy()
+        assert found[f"{prefix}ssim"] == pytest.approx(structural_similarity(*images, **settings), abs=1e-5)
+        assert found[f"{prefix}psnr"] == pytest.approx(peak_signal_noise_ratio(*images, data_range=2), abs=1e-4)
 
 
 def test_distances_do_not_depend_on_how_far_the_volume_reaches():
@@ -190,6 +257,36 @@ def test_a_map_that_is_not_finite_or_on_another_grid_is_refused_by_name():
         case_metrics({"coarse": torch.zeros(4, 4, 4)}, None, cube(2, 5), MILLIMETRE)
 
 
+def test_the_predicted_dice_is_that_of_the_expected_counts():
+    """Four voxels of coarse with error 1/4: 3 hits, 1 false alarm. Two outside with error 1/2: 1 missed. 6 / 8."""
+    coarse, error = torch.zeros(4, 4, 4), torch.zeros(4, 4, 4)
+    coarse[0, 0], error[0, 0], error[1, 1, :2] = 1, 0.25, 0.5
+    assert predicted_dice(coarse, error) == pytest.approx(0.75)
+
+
+def test_a_perfect_error_map_predicts_the_true_dice():
+    coarse, label = blob(0), blob(1)
+    assert predicted_dice(coarse, (coarse != label).float()) == pytest.approx(dice(coarse, label))
+    assert predicted_dice(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)) == 1
+
+
+def test_calibration_counts_predicted_and_real_mistakes_by_probability():
+    """Error 0.25 at four voxels of which one is wrong, 1 at two of which both are, 0 at the other ten."""
+    coarse, error, label = torch.zeros(1, 4, 4, 1), torch.zeros(1, 4, 4, 1), torch.zeros(1, 4, 4, 1)
+    error[0, 0], label[0, 0, 0] = 0.25, 1
+    error[0, 1, :2], coarse[0, 1, :2] = 1, 0.9
+    bins = error_calibration(coarse, error, label)
+    assert [row["voxels"] for row in bins] == [10, 0, 4, 0, 0, 0, 0, 0, 0, 2]
+    assert [row["mistakes"] for row in bins] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
+    assert [row["predicted"] for row in bins] == pytest.approx([0, 0, 1, 0, 0, 0, 0, 0, 0, 2])
+    assert (bins[2]["error_from"], bins[2]["error_to"]) == (0.2, 0.3)
+
+
+def test_agreement_is_the_dice_of_fine_and_refined_without_the_label():
+    found = case_metrics({"fine": cube(2, 5), "refined": cube(2, 5)}, None, cube(8, 10), MILLIMETRE)
+    assert (found["agreement"], found["fine_dice"]) == (1, 0)
+
+
 def test_missing_values_are_left_out_of_the_mean_and_counted():
     summary = summarise([{"hd95_mm": 1.0}, {"hd95_mm": 3.0}, {"hd95_mm": math.nan}, {}])
     assert summary["hd95_mm"] == pytest.approx({"mean": 2, "sd": math.sqrt(2), "n": 2, "missing": 2})
@@ -250,6 +347,19 @@ def test_the_summary_counts_what_is_missing_and_the_engine_gets_the_means(tmp_pa
 def test_the_case_table_says_how_many_predictions_were_empty(tmp_path, two_cases, capsys):
     run_case_table(tmp_path, two_cases)
     assert "empty predictions: fine 1" in capsys.readouterr().out
+
+
+def test_the_case_table_writes_the_calibration_of_the_cases_with_an_error_map(tmp_path, two_cases):
+    two_cases[0] |= {"coarse": meta(voxels((5, 5, 2))), "error": meta(voxels((5, 5, 2), (5, 5, 4)))}
+    run_case_table(tmp_path, two_cases)
+    rows = rows_of(tmp_path / "calibration.csv")
+    assert [row["case"] for row in rows] == ["b"] * 10
+    assert (rows[-1]["voxels"], rows[-1]["predicted"], rows[-1]["mistakes"]) == ("2", "2", "2")
+
+
+def test_without_an_error_map_there_is_no_calibration(tmp_path, two_cases):
+    run_case_table(tmp_path, two_cases)
+    assert not (tmp_path / "calibration.csv").exists()
 
 
 def test_a_second_run_forgets_the_cases_of_the_first(tmp_path, two_cases):

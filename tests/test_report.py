@@ -1,35 +1,35 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from tissnet_components.report import write_whole
-from tissnet_components.report.figures import overview
+from tissnet_components.report.figures import overview, save_slices
 from tissnet_components.report.html import report
 
 CASES = """protocol,case,label_ml,fine_dice,fine_assd_mm,fine_hd95_mm,fine_ml
 whole volume,patient_1,30,0.9,1.5,4,28
 whole volume,patient_2,12,0,,,0
 """
-SUMMARY = """protocol,metric,mean,sd,n,missing
-whole volume,label_ml,21,12.7279,2,0
-whole volume,fine_dice,0.45,0.636396,2,0
-whole volume,fine_assd_mm,1.5,,1,1
-whole volume,fine_hd95_mm,4,,1,1
-whole volume,fine_ml,14,19.799,2,0
+SYNTHESIS = """protocol,case,label_ml,fine_dice,fine_assd_mm,fine_hd95_mm,fine_ml,ssim,local_psnr,predicted_dice
+whole volume,patient_1,30,0.95,1.1,4,28,0.8,18,0.9
+whole volume,patient_2,12,0,,,0,0.9,20,0.2
 """
-SYNTHESIS = "whole volume,ssim,0.8125,0.03,2,0\nwhole volume,local_psnr,19.75,2.05,2,0\n"
+CALIBRATION = """protocol,case,error_from,error_to,voxels,predicted,mistakes
+whole volume,patient_1,0,0.5,90,10,5
+whole volume,patient_1,0.5,1,10,8,6
+"""
 
 
 @pytest.fixture
 def runs(tmp_path):
     folder = tmp_path / "runs"
-    write_whole(folder / "evaluate_direct" / "cases.csv", CASES.encode())
-    write_whole(folder / "evaluate_direct" / "summary.csv", SUMMARY.encode())
-    write_whole(folder / "evaluate_tissnet" / "cases.csv", CASES.replace("0.9,1.5", "0.95,1.1").encode())
-    write_whole(folder / "evaluate_tissnet" / "summary.csv", (SUMMARY.replace("0.45,", "0.475,") + SYNTHESIS).encode())
+    write_whole(folder / "direct" / "cases.csv", CASES.encode())
+    write_whole(folder / "tissnet" / "cases.csv", SYNTHESIS.encode())
+    write_whole(folder / "tissnet" / "calibration.csv", CALIBRATION.encode())
     return folder
 
 
@@ -39,25 +39,39 @@ def page_of(runs, **settings):
     return out.read_text(encoding="utf-8")
 
 
-def row_of(page, first_cell):
-    """Cells of the first table row that starts with this text."""
-    row = re.search(rf'<tr><th scope="row">{re.escape(first_cell)}</th>(.*?)</tr>', page).group(1)
-    return re.findall(r"<td>(.*?)</td>", row)
+def row_of(page, first_cell, after=""):
+    """Cells of the first table row that starts with this text, after some place on the page."""
+    row = re.search(rf'<tr><th scope="row">{re.escape(first_cell)}</th>(.*?)</tr>', page[page.index(after) :]).group(1)
+    return re.findall(r"<td.*?>(.*?)</td>", row)
 
 
-def test_the_headline_compares_the_methods_with_their_sd_and_empty_predictions(runs):
+def test_the_headline_compares_the_methods_with_their_sd_and_what_is_missing(runs):
     page = page_of(runs)
-    assert row_of(page, "evaluate_direct") == [
-        "fine", "45.0 ± 63.6", "1.50 (1 missing)", "4.00 (1 missing)", "1 of 2", "whole volume",
-    ]  # fmt: skip
-    assert row_of(page, "evaluate_tissnet")[1] == "47.5 ± 63.6"
+    assert row_of(page, "direct") == ["45.00 ± 63.64", "1.50 (1 missing)", "4.00 (1 missing)"]
+    assert row_of(page, "tissnet") == ["47.50 ± 67.18", "1.10 (1 missing)", "4.00 (1 missing)"]
+    assert '<td class="best">47.50 ± 67.18</td>' in page
+    assert "Empty predictions: direct 1, tissnet 1." in page
+
+
+def test_every_method_is_compared_with_the_reference_that_was_chosen(runs):
+    page = page_of(runs)
+    assert row_of(page, "tissnet", "compared with direct")[:4] == ["Dice (%)", "2", "+2.50 [+0.00, +5.00]", "1 / 0"]
+    page = page_of(runs, reference="tissnet")
+    assert row_of(page, "direct", "compared with tissnet")[2] == "-2.50 [-5.00, +0.00]"
+
+
+def test_an_unknown_reference_is_refused_with_the_known_ones(runs):
+    with pytest.raises(
+        ValueError, match=r"no evaluation of 'tisnet' to compare with; there are \['direct', 'tissnet'\]"
+    ):
+        page_of(runs, reference="tisnet")
 
 
 def test_the_synthesis_table_holds_only_methods_that_synthesise(runs):
     page = page_of(runs)
-    table = page[page.index('id="synthesis"') :]
-    assert row_of(table, "evaluate_tissnet") == ["0.812 ± 0.030", "n/a", "n/a", "n/a", "n/a", "19.75 ± 2.05"]
-    assert "evaluate_direct" not in table[: table.index("</table>")]
+    table = page[page.index("<caption>Synthetic image") :]
+    assert row_of(table, "tissnet") == ["0.850 ± 0.071", "n/a", "n/a", "n/a", "n/a", "19.00 ± 1.41"]
+    assert '<th scope="row">direct' not in table[: table.index("</table>")]
 
 
 def test_each_case_stands_beside_its_other_methods(runs):
@@ -67,7 +81,8 @@ def test_each_case_stands_beside_its_other_methods(runs):
 
 
 def test_pictures_are_inside_the_page_and_nothing_is_loaded_from_elsewhere(runs):
-    picture = overview({"source": np.random.default_rng(0).random((16, 16, 4))}, runs / "evaluate_tissnet" / "p1.png")
+    maps = {"source": np.random.default_rng(0).random((16, 16, 4))}
+    picture = overview(maps, runs / "tissnet" / "p1" / "p1_overview.png")
     page = page_of(runs)
     assert base64.b64encode(picture.read_bytes()).decode() in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "http" not in page
@@ -75,40 +90,109 @@ def test_pictures_are_inside_the_page_and_nothing_is_loaded_from_elsewhere(runs)
 
 def test_the_page_says_how_many_pictures_were_left_out(runs):
     for name in ("a", "b", "c"):
-        overview({"source": np.ones((8, 8, 2))}, runs / f"{name}.png")
+        overview({"source": np.ones((8, 8, 2))}, runs / f"{name}_overview.png")
     page = page_of(runs, max_pictures=2)
-    assert page.count("<img") == 2 and "2 of 3 pictures are shown" in page
+    assert page.count("<figcaption>") - page.count("<h3>") == 2 and "2 of 3 pictures are shown" in page
+
+
+def test_the_page_has_the_figures_that_the_runs_allow(runs):
+    titles = re.findall("<h3>(.*?)</h3>", page_of(runs))
+    assert titles == [
+        "Who gains, who loses",
+        "Tumor volume",
+        "Does a high predicted error mean a real error?",
+        "If the worst cases go to a human",
+    ]
+    (runs / "tissnet").rename(runs.parent / "elsewhere")
+    assert re.findall("<h3>(.*?)</h3>", page_of(runs)) == ["Tumor volume"]
+
+
+def test_a_folder_gets_the_page_the_tables_and_the_figures_as_files(runs):
+    folder = runs.parent / "out"
+    assert report(str(runs), str(folder)) == str(folder / "report.html")
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*.*")}
+    assert {"report.md", "tables/segmentation.csv", "tables/segmentation_compared_with_direct.tex"} <= files
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "| tissnet | **47.50 ± 67.18** |" in text
+    for shown in re.findall(r"\]\((.*?)\)", text):
+        assert (folder / shown).read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_folders_make_one_report(runs, tmp_path):
+    shutil.copytree(runs / "direct", tmp_path / "more" / "another")
+    out = tmp_path / "report.html"
+    report([str(runs), str(tmp_path / "more")], str(out))
+    assert row_of(out.read_text(encoding="utf-8"), "another")[0] == "45.00 ± 63.64"
+    with pytest.raises(ValueError, match="two runs are called 'direct'"):
+        report([str(runs), str(runs)], str(out))
+
+
+def as_study(runs, **wanted):
+    names = {"without FLAIR": ["direct"], "TISS-Net": ["tissnet"], "Pix2Pix": ["Pix2Pix"]}
+    content = {"rows": [{"name": name, "options": {"epochs": 3}} for name in names], "runs": names, "report": wanted}
+    write_whole(runs / "study.json", json.dumps(content).encode())
+
+
+def test_a_study_chooses_the_tables_and_what_describes_a_row(runs):
+    rows = {"without FLAIR": ["x_s", ""], "Pix2Pix": ["x_s", "✓"], "TISS-Net": ["x_s", "✓"]}
+    table = {"title": "Table 4", "head": ["Input", "GAN"], "rows": rows, "metrics": ["dice"]}
+    as_study(runs, tables=[table], reference="without FLAIR")
+    page = page_of(runs)
+    shown = re.findall(r'<tr><th scope="row">x_s</th>(.*?)</tr>', page)
+    assert [re.findall(r"<td.*?>(.*?)</td>", row) for row in shown] == [
+        ["", "45.00 ± 63.64"],
+        ["✓", "not evaluated"],
+        ["✓", "47.50 ± 67.18"],
+    ]
+    assert row_of(page, "TISS-Net", "Table 4: compared with without FLAIR")[0] == "Dice (%)"
+    assert "Pix2Pix is not complete: no finished evaluation of Pix2Pix." in page
+    assert "epochs 3" in page
+
+
+def test_a_study_chooses_what_is_pictured_and_which_cases(runs):
+    volume = np.random.default_rng(0).random((16, 16, 4))
+    for folder in ("direct", "tissnet"):
+        save_slices({"source": volume, "label": volume > 0.9}, runs / folder / "patient_2" / "patient_2_slice.npz")
+    figure = {"title": "Fig. 7", "rows": {"without FLAIR": "direct", "TISS-Net": "ours"}, "cases": ["patient_2"]}
+    as_study(runs, pictures=[figure])
+    assert "<h3>Fig. 7</h3>" in page_of(runs)
+    as_study(runs, pictures=[figure | {"cases": ["patient_9"]}])
+    with pytest.raises(ValueError, match=r"figure 'Fig. 7' asks for the case 'patient_9', which TISS-Net did not test"):
+        page_of(runs)
 
 
 @pytest.mark.parametrize("name", ["dataset_description.json", "datalist.json"])
 def test_simulated_data_are_called_simulated(runs, name):
     assert "Simulated data" not in page_of(runs)
-    (runs / "evaluate_direct" / name).write_text(json.dumps({"simulated": True}))
+    (runs / "direct" / name).write_text(json.dumps({"simulated": True}))
     assert "Simulated data" in page_of(runs)
 
 
-def test_methods_with_different_cases_or_protocols_are_pointed_out(runs):
-    (runs / "evaluate_direct" / "cases.csv").write_text("".join(CASES.splitlines(keepends=True)[:2]))
-    (runs / "evaluate_direct" / "summary.csv").write_text(SUMMARY.replace("whole volume", "tumor slab"))
+def test_runs_of_other_test_sets_or_protocols_are_pointed_out_and_not_compared(runs):
+    (runs / "direct" / "cases.csv").write_text(CASES.replace("patient_2", "patient_3").replace("whole volume", "slab"))
     page = page_of(runs)
-    assert "evaluate_direct lacks 1 of 2 cases: patient_2" in page
-    assert "different protocols" in page
+    assert "direct lacks 1 of 3 cases: patient_2." in page
+    assert "different protocols (slab, whole volume)" in page
+    assert "compared with direct" not in page
+    assert row_of(page, "direct")[0] == "45.00 ± 63.64"
 
 
-def test_a_run_without_cases_or_pictures_is_still_reported(runs):
-    (runs / "evaluate_direct" / "cases.csv").unlink()
-    assert row_of(page_of(runs), "evaluate_direct")[4] == "n/a"
+def test_a_single_run_is_reported_and_said_to_be_alone(runs):
+    shutil.rmtree(runs / "tissnet")
+    page = page_of(runs)
+    assert "direct is the only run: there is nothing to compare it with." in page
+    assert row_of(page, "direct")[0] == "45.00 ± 63.64"
 
 
 def test_an_evaluation_given_as_the_current_folder_keeps_its_name(runs, monkeypatch):
-    monkeypatch.chdir(runs / "evaluate_direct")
+    monkeypatch.chdir(runs / "direct")
     report(".", "page.html")
-    page = (runs / "evaluate_direct" / "page.html").read_text(encoding="utf-8")
-    assert row_of(page, "evaluate_direct")[1] == "45.0 ± 63.6"
+    page = (runs / "direct" / "page.html").read_text(encoding="utf-8")
+    assert row_of(page, "direct")[0] == "45.00 ± 63.64"
 
 
 def test_names_from_outside_are_escaped(runs):
-    (runs / "evaluate_direct").rename(runs / "<script>alert(1)<")
+    (runs / "direct").rename(runs / "<script>alert(1)<")
     page = page_of(runs, title="a & <b>")
     assert "<script" not in page and "a &amp; &lt;b&gt;" in page
 
@@ -120,17 +204,17 @@ def test_the_page_is_not_for_the_clinic(runs):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param("metric,mean\nfine_dice,1\n", "has no column", id="columns missing"),
-        pytest.param(SUMMARY.replace("0.45", "good"), "holds 'good'", id="not a number"),
-        pytest.param(SUMMARY[:-20], "longer or shorter", id="cut off"),
+        pytest.param("case,mean\nfine_dice,1\n", "has no column", id="columns missing"),
+        pytest.param(CASES.replace("0.9", "good"), "holds 'good'", id="not a number"),
+        pytest.param(CASES[:-6], "longer or shorter", id="cut off"),
         pytest.param("", "has no column", id="empty file"),
     ],
 )
-def test_a_damaged_summary_is_refused_by_name(runs, content, message):
-    (runs / "evaluate_direct" / "summary.csv").write_text(content)
+def test_a_damaged_table_is_refused_by_name(runs, content, message):
+    (runs / "direct" / "cases.csv").write_text(content)
     with pytest.raises(ValueError, match=message) as refused:
         page_of(runs)
-    assert "evaluate_direct/summary.csv" in str(refused.value)
+    assert "direct/cases.csv" in str(refused.value)
     assert not (runs.parent / "report.html").exists()
 
 

@@ -12,12 +12,14 @@ from tissnet_components.datasets.vestibular import prepare_vs
 from tissnet_components.package import package, verify
 from tissnet_components.report.html import report
 from tissnet_components.segment import segment
+from tissnet_components.study import study
 
 COMMANDS = {
     "phantom": phantom,
     "prepare_brats": prepare_brats,
     "prepare_vs": prepare_vs,
     "segment": segment,
+    "study": study,
     "report": report,
     "compact": compact,
     "package": package,

@@ -18,7 +18,7 @@ from torch import nn
 from tissnet_components.datasets.brats import find_cases
 from tissnet_components.datasets.cases import load_datalist, usable_cases
 from tissnet_components.errors import answered
-from tissnet_components.report.figures import overview
+from tissnet_components.report.figures import overview, save_slices
 
 MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -156,11 +156,14 @@ class SaveImageOverviewd(SaveImaged):
 
     Args:
         keys: maps in display order, of the names that ``report.figures.overview`` knows, and ``image``: the source.
+        slices: also keep the slice as ``CASE_slice.npz``, from which the report compares methods.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str, source_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, keys: KeysCollection, output_dir: str, source_names: Sequence[str] = (), slices: bool = False
+    ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=True)
-        self.output_dir, self.source_names = Path(output_dir), source_names
+        self.output_dir, self.source_names, self.slices = Path(output_dir), source_names, slices
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         maps = {"source" if key == "image" else key: data[key].cpu().numpy() for key in self.key_iterator(data)}
@@ -168,6 +171,8 @@ class SaveImageOverviewd(SaveImaged):
         path = self.output_dir / case / f"{case}_overview.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         overview(maps, path, title=case, affine=affine, source_names=self.source_names)
+        if self.slices:
+            save_slices(maps, path.with_name(f"{case}_slice.npz"), affine)
         return data
 
 

@@ -35,6 +35,7 @@ SEGMENTATIONS = {  # map -> its name in the columns
     "average": "average",
     "perceived": "perceptibility",
 }
+ERROR_BINS = 10
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 DATA_RANGE = 2.0
@@ -112,8 +113,8 @@ def case_metrics(
     """Every metric of one case, on the grid of the original label.
 
     Args:
-        maps: any of synthetic, coarse, fine, refined and perceived (the perceptor's probability on the synthetic
-            image), each (1, X, Y, Z) or (X, Y, Z). What is absent is left out of the result.
+        maps: any of synthetic, coarse, fine, refined, error and perceived (the perceptor's probability on the
+            synthetic image), each (1, X, Y, Z) or (X, Y, Z). What is absent is left out of the result.
         target: the real image, or None: then there is no image similarity.
         label: the tumor mask.
         spacing_mm: voxel size along X, Y, Z.
@@ -122,14 +123,20 @@ def case_metrics(
         `<map>_dice, <map>_assd_mm, <map>_hd95_mm, <map>_ml` of coarse, fine, refined, average (mean of fine and
         refined) and perceptibility; `label_ml`; `ssim, psnr` in the entire image, which its background flatters,
         so also `brain_` (in the box of target > -1) and `local_` (in the label's box, at least 11 voxels a side).
+        Two guesses of quality that need no label: `predicted_dice`, the Dice of coarse if error is right, and
+        `agreement`, the Dice of fine and refined with each other.
 
     Raises:
         ValueError: a map whose shape differs from the label's, or that is not finite.
     """
     label = _volume("label", label, None)
     volumes = {name: _volume(name, array, label.shape) for name, array in maps.items()}
+    guesses = {}
+    if {"coarse", "error"} <= set(volumes):
+        guesses["predicted_dice"] = predicted_dice(volumes["coarse"], volumes["error"])
     if {"fine", "refined"} <= set(volumes):
         volumes["average"] = (volumes["fine"] + volumes["refined"]) / 2
+        guesses["agreement"] = dice(volumes["fine"], volumes["refined"])
     voxel_ml = math.prod(float(length) for length in spacing_mm) / 1000
     values = {"label_ml": int((label > 0.5).sum()) * voxel_ml}
     for name, column in SEGMENTATIONS.items():
@@ -140,7 +147,50 @@ def case_metrics(
             values[f"{column}_ml"] = int((volumes[name] > 0.5).sum()) * voxel_ml
     if target is not None and "synthetic" in volumes:
         values |= image_similarity(volumes["synthetic"], _volume("target", target, label.shape), label)
-    return values
+    return values | guesses
+
+
+def predicted_dice(coarse: torch.Tensor, error: torch.Tensor) -> float:
+    """The Dice of coarse that its error map implies, without a label: 1 when neither sees any tumor.
+
+    A voxel of coarse is right with probability 1 - error; a voxel outside it is missed tumor with probability error.
+    The expected counts enter the Dice.
+
+    Shapes:
+        coarse, error: (X, Y, Z) probabilities; coarse is thresholded at 0.5.
+    """
+    inside = coarse > 0.5
+    hits, false_alarms = float((1 - error)[inside].sum()), float(error[inside].sum())
+    missed = float(error[~inside].sum())
+    size = 2 * hits + false_alarms + missed
+    return 2 * hits / size if size else 1.0
+
+
+def error_calibration(coarse: torch.Tensor, error: torch.Tensor, label: torch.Tensor) -> list[dict[str, float]]:
+    """Where coarse was predicted to be wrong with some probability, how often was it?
+
+    Returns:
+        ten rows of equal width from 0 to 1: `error_from`, `error_to`, the number of `voxels` whose error lies there,
+        the number of mistakes `predicted` (the sum of their error) and those that there were (`mistakes`: coarse,
+        thresholded at 0.5, differs from the label).
+
+    Shapes:
+        coarse, error, label: (1, X, Y, Z) or (X, Y, Z), on one grid.
+    """
+    label = _volume("label", label, None)
+    error, coarse = _volume("error", error, label.shape).double(), _volume("coarse", coarse, label.shape)
+    bins = (error * ERROR_BINS).long().clamp(0, ERROR_BINS - 1).flatten()
+    mistakes = ((coarse > 0.5) != (label > 0.5)).flatten()
+    columns = {
+        "voxels": torch.bincount(bins, minlength=ERROR_BINS),
+        "predicted": torch.bincount(bins, error.flatten(), ERROR_BINS),
+        "mistakes": torch.bincount(bins[mistakes], minlength=ERROR_BINS),
+    }
+    return [
+        {"error_from": index / ERROR_BINS, "error_to": (index + 1) / ERROR_BINS}
+        | {name: column[index].item() for name, column in columns.items()}
+        for index in range(ERROR_BINS)
+    ]
 
 
 def image_similarity(synthetic: torch.Tensor, target: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
@@ -193,6 +243,8 @@ def empty_predictions(rows: list[dict[str, float]]) -> dict[str, int]:
 class CaseTable:
     """Ignite handler: measures every case and writes `cases.csv` and `summary.csv` when the engine completes.
 
+    `calibration.csv` holds the rows of `error_calibration` of every case that has an error map.
+
     Reads `engine.state.batch` and `engine.state.output` as MONAI leaves them after decollating: lists with one dict
     per case, together holding the maps of `case_metrics`, the label, optionally the target, and the case's name under
     "case". Voxel size comes from the label's affine, so the label must be a MetaTensor. Means go to
@@ -200,9 +252,9 @@ class CaseTable:
     Under torchrun the cases of all processes are gathered and one process writes.
 
     Args:
-        output_dir: folder of both files.
+        output_dir: folder of the files.
         file_name: name of the table of cases.
-        protocol: how the volumes were chosen, written into both files.
+        protocol: how the volumes were chosen, written into every file.
         label_key, target_key: keys of the reference mask and the real image, on the grid of the maps.
     """
 
@@ -220,6 +272,7 @@ class CaseTable:
         self.label_key = label_key
         self.target_key = target_key
         self.rows: dict[str, dict[str, float]] = {}
+        self.calibration: dict[str, list[dict[str, float]]] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -227,7 +280,7 @@ class CaseTable:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
-        self.rows = {}
+        self.rows, self.calibration = {}, {}
 
     def measure(self, engine: Engine) -> None:
         if not isinstance(engine.state.output, list):
@@ -237,10 +290,11 @@ class CaseTable:
         for inputs, outputs in zip(batch, engine.state.output, strict=True):
             item = {**inputs, **outputs}
             self.rows[item["case"]] = self._metrics(item)
+            if {"coarse", "error"} <= set(item):
+                self.calibration[item["case"]] = error_calibration(item["coarse"], item["error"], item[self.label_key])
 
     def finish(self, engine: Engine) -> None:
-        everyone = idist.all_gather(self.rows) if idist.get_world_size() > 1 else [self.rows]
-        cases = {case: row for part in everyone for case, row in part.items()}
+        cases, calibration = _of_all_processes(self.rows), _of_all_processes(self.calibration)
         summary = summarise(list(cases.values()))
         engine.state.metrics |= {metric: values["mean"] for metric, values in summary.items()}
         if idist.get_rank() == 0:
@@ -252,13 +306,18 @@ class CaseTable:
             ]
             write_whole(self.output_dir / self.file_name, _csv(case_rows))
             write_whole(self.output_dir / "summary.csv", _csv(metric_rows))
+            if bins := [
+                {"protocol": self.protocol, "case": c} | row for c in sorted(calibration) for row in calibration[c]
+            ]:
+                write_whole(self.output_dir / "calibration.csv", _csv(bins))
             _print(summary, empty_predictions(list(cases.values())), f"{len(cases)} cases, {self.protocol}")
 
     def _metrics(self, item: dict) -> dict[str, float]:
         label = item[self.label_key]
         if not isinstance(label, MetaTensor):
             raise TypeError(f"{item['case']}: {self.label_key} has no affine, so no spacing: load it as a MetaTensor")
-        maps = {name: item[name] for name in ("synthetic", *SEGMENTATIONS) if name in item and name != "average"}
+        names = ("synthetic", "error", *SEGMENTATIONS)
+        maps = {name: item[name] for name in names if name in item and name != "average"}
         try:
             return case_metrics(maps, item.get(self.target_key), label, tuple(affine_to_spacing(label.affine).tolist()))
         except ValueError as reason:
@@ -275,6 +334,11 @@ def _volume(name: str, array: torch.Tensor, shape: torch.Size | None) -> torch.T
     if not volume.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite values, so it cannot be measured: look at the network")
     return volume
+
+
+def _of_all_processes(rows: dict) -> dict:
+    everyone = idist.all_gather(rows) if idist.get_world_size() > 1 else [rows]
+    return {case: row for part in everyone for case, row in part.items()}
 
 
 def _mean(values: torch.Tensor) -> float:

@@ -145,14 +145,14 @@ def split_cases(names: Sequence[str], seed: int, proportions: Sequence[int] = PA
     Validation and test are rounded down but get at least one patient once there are three; training gets the rest:
     12 patients give 9/1/2 and the paper's 369 give its 258/37/74.
     """
-    patients = sorted({_patient(name) for name in names})
+    patients = sorted({patient_of(name) for name in names})
     random.Random(seed).shuffle(patients)
     least = 1 if len(patients) >= len(SECTIONS) else 0
     validation, test = (max(least, len(patients) * part // sum(proportions)) for part in proportions[1:])
     chosen = dict.fromkeys(patients, "training")
     chosen |= dict.fromkeys(patients[:validation], "validation")
     chosen |= dict.fromkeys(patients[validation : validation + test], "test")
-    return _by_section({name: chosen[_patient(name)] for name in names}, names)
+    return _by_section({name: chosen[patient_of(name)] for name in names}, names)
 
 
 def read_split(path: str | Path) -> dict[str, str]:
@@ -393,7 +393,8 @@ def _missing(modalities: Sequence[str]) -> str:
     return f"no {', '.join(modalities)} file{hint}"
 
 
-def _patient(case: str) -> str:
+def patient_of(case: str) -> str:
+    """The patient of a case, whose time points carry one name from 2023 on; before, the case itself."""
     match = TIME_POINT.fullmatch(case)
     return match[1] if match else case
 

@@ -64,13 +64,29 @@ def overview_figure(
     Raises:
         ValueError: nothing to draw, an unknown name, shapes that differ, or a slice outside the volume.
     """
+    slices, index = axial_slices(maps, slice_index, affine)
+    return _draw(_cut_to_head(slices), f"{title}  ·  slice {index}".strip(" ·"), _aspect(affine), source_names)
+
+
+def axial_slices(
+    maps: dict[str, np.ndarray], slice_index: int | None = None, affine: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], int]:
+    """One axial slice of every map, as `overview_figure` shows it: (C, rows, columns), and its index."""
     volumes = _upright(_as_volumes(maps), affine)
     index = _tumor_slice(volumes) if slice_index is None else slice_index
     depth = next(iter(volumes.values())).shape[-1]
     if not 0 <= index < depth:
         raise ValueError(f"slice {index} does not exist: the volume has {depth} axial slices, 0 to {depth - 1}")
-    slices = {name: np.moveaxis(volume[..., index], 1, -1) for name, volume in volumes.items()}  # (C, rows, columns)
-    return _draw(_cut_to_head(slices), f"{title}  ·  slice {index}".strip(" ·"), _aspect(affine), source_names)
+    return {name: np.moveaxis(volume[..., index], 1, -1) for name, volume in volumes.items()}, index
+
+
+def save_slices(maps: dict[str, np.ndarray], path: str | Path, affine: np.ndarray | None = None) -> Path:
+    """Keep `axial_slices` for comparisons between methods, as float16 in a NumPy archive with `aspect` and `index`."""
+    slices, index = axial_slices(maps, affine=affine)
+    archive = io.BytesIO()
+    halves = {name: array.astype(np.float16) for name, array in slices.items()}
+    np.savez_compressed(archive, **halves, aspect=_aspect(affine), index=index)
+    return write_whole(path, archive.getvalue())
 
 
 def _as_volumes(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,72 +1,206 @@
-"""One self-contained HTML page from the folders of finished runs: tables, pictures, and how to read them."""
+"""The command `report`: one self-contained page, and its tables and figures as files."""
 
 import base64
-import csv
-import json
-import math
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..metrics import SEGMENTATIONS, empty_predictions, mean_and_sd
-from . import write_whole
+from matplotlib.figure import Figure
 
-SEGMENTATION_COLUMNS = {"Dice (%)": ("dice", 100, 1), "ASSD (mm)": ("assd_mm", 1, 2), "HD95 (mm)": ("hd95_mm", 1, 2)}
-SYNTHESIS_COLUMNS = {
-    "SSIM, entire image": ("ssim", 1, 3),
-    "SSIM, brain": ("brain_ssim", 1, 3),
-    "SSIM, tumor": ("local_ssim", 1, 3),
-    "PSNR, entire image (dB)": ("psnr", 1, 2),
-    "PSNR, brain (dB)": ("brain_psnr", 1, 2),
-    "PSNR, tumor (dB)": ("local_psnr", 1, 2),
-}
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from . import formats, plots, write_whole
+from .layouts import case_table, layouts_of, pictured, provenance_table, slices_of
+from .runs import Run, notes, read_runs, simulated, study_of
+from .tables import Layout, Table, comparable, comparison_table, comparisons, result_table, run_of
+
+CASES = " The cases are those at the 90th, 50th and 10th percentile of the Dice of {}."
+GAINS = (
+    "Each case's Dice minus that of {}: green gains, red loses. Methods of other test sets or protocols are left out."
+)
+VOLUMES = (
+    "Bland and Altman: predicted minus true volume over their mean. Solid: the mean difference (bias). Dashed: bias ± "
+    "1.96 SD, within which 95 % of cases would lie if the differences were normal."
+)
+CALIBRATION = (
+    "Voxels of all cases by their predicted error. On the dashed line the predicted probability is the share of real "
+    "mistakes of the coarse segmentation; below it, the network doubts itself too much. Most voxels are background."
+)
+REFERRAL = (
+    "Cases sorted by a quality that needs no label; the worst go to a human. Dice predicted from the error map: that "
+    "of coarse if every voxel were wrong with its predicted probability. Agreement: the Dice of fine and refined with "
+    "each other. Rank correlation (Spearman) of each with the true Dice, in this order. A curve that rises like the "
+    "dotted one knows its bad cases."
+)
 
 
-@dataclass
-class Method:
-    """One evaluation folder: name, protocol, summary (metric -> mean, sd, n, missing) and cases (name -> metrics)."""
+@dataclass(frozen=True)
+class Shown:
+    """A figure of the report."""
 
-    name: str
-    protocol: str
-    summary: dict[str, dict[str, float]]
-    cases: dict[str, dict[str, float]]
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def data(self) -> str:
+        return base64.b64encode(self.png).decode()
 
 
-def report(runs: str, out: str = "report.html", title: str = "TISS-Net report", max_pictures: int = 24) -> str:
-    """Write one HTML page, images included, about every evaluation below a folder; opens without a network.
+def report(
+    runs: str | Sequence[str],
+    out: str = "report.html",
+    title: str | None = None,
+    reference: str | None = None,
+    max_pictures: int = 12,
+) -> str:
+    """Write tables, figures and pictures of every evaluation below a folder; the page opens without a network.
+
+    Tables give mean ± SD, the best in bold, and every method against a reference: bootstrap interval of the mean
+    difference, paired t-test and Wilcoxon test with Holm's correction. The folder of a study gets the tables and
+    figures that the study asks for, in its order.
+
+        python -m tissnet_components report --runs runs/glioma12 --out docs/glioma12 --reference "without FLAIR"
 
     Args:
-        runs: folder whose subfolders hold `summary.csv` and `cases.csv` (as `CaseTable` writes them; the folder's
-            name becomes the method's), and pictures (*.png). What is missing is left out.
-        out: the page to write.
-        title: its heading.
-        max_pictures: pictures shown; the page says how many there were.
+        runs: folder whose subfolders hold `cases.csv` (the folder's name becomes the method's), or several folders.
+        out: a page, if it ends in .html; else a folder for report.html, report.md, tables (CSV, LaTeX) and figures.
+        title: its heading; by default the study's.
+        reference: the method that the others are compared with; by default the study's, or else the first.
+        max_pictures: single cases shown; the page says how many there were.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: no such folder, nothing to report in it, or a file in it that cannot be read.
+        ValueError: no such folder, nothing to report in it, a file in it that cannot be read, an unknown reference.
     """
-    folder = Path(str(runs))
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give the one that holds the evaluations (with --runs)")
-    methods = [_method(file, folder) for file in sorted(folder.rglob("summary.csv"))]
-    pictures = sorted(path for path in folder.rglob("*.png") if path.read_bytes()[:8] == PNG_SIGNATURE)
-    if not methods and not pictures:
-        raise ValueError(f"nothing to report below {folder}: no summary.csv and no pictures; evaluate a bundle first")
+    roots = [Path(str(root)) for root in ([runs] if isinstance(runs, str | Path) else runs)]
+    if absent := [root for root in roots if not root.is_dir()]:
+        raise ValueError(f"{absent[0]} is not a folder: give the one that holds the evaluations (with --runs)")
+    found = _read(roots)
+    overviews = sorted(path for root in roots for path in root.rglob("*_overview.png"))
+    if not found and not overviews:
+        raise ValueError(f"nothing to report below {', '.join(map(str, roots))}: no cases.csv; evaluate a bundle first")
+    study = next((study_of(root) for root in roots if study_of(root)), {})
+    names = list(dict.fromkeys([*study.get("runs", {}), *found]))
+    if reference and reference not in found:
+        raise ValueError(f"there is no evaluation of {reference!r} to compare with; there are {list(found)}")
+    wanted = study.get("report", {})
+    layouts = layouts_of(wanted, names, found, reference) if found else []
+    content = {
+        "title": title or study.get("title", "TISS-Net report"),
+        "simulated": any(map(simulated, roots)),
+        "notes": notes(found, roots, _side_by_side(wanted, layouts)),
+        "tables": [table for layout in layouts for table in _tables(layout, found)],
+        "figures": list(_figures(wanted, found, layouts)),
+        "cases": case_table(_methods(wanted, found)) if found else None,
+        "provenance": provenance_table(study, found) if study else None,
+    }
     page = _template().render(
-        title=title,
-        simulated=_is_simulated(folder),
-        notes=_notes(methods),
-        headline=_segmentation_table(methods, ["fine"]),
-        stages=_segmentation_table(methods, list(SEGMENTATIONS.values())),
-        synthesis=_synthesis_table(methods),
-        cases=_case_table(methods),
-        pictures=[_picture(path, folder) for path in pictures[:max_pictures]],
-        pictures_found=len(pictures),
+        **content, pictures=[_picture(path, roots) for path in overviews[:max_pictures]], pictures_found=len(overviews)
     )
-    return str(write_whole(out, page.encode()))
+    if str(out).endswith(".html"):
+        return str(write_whole(out, page.encode()))
+    _write_files(Path(str(out)), content)
+    return str(write_whole(Path(str(out), "report.html"), page.encode()))
+
+
+def _read(roots: Sequence[Path]) -> dict[str, Run]:
+    found: dict[str, Run] = {}
+    for root in roots:
+        runs = read_runs(root)
+        if doubled := sorted(set(found) & set(runs)):
+            raise ValueError(f"two runs are called {doubled[0]!r}, one of them in {root}: rename its folder")
+        found |= runs
+    return found
+
+
+def _side_by_side(wanted: Mapping, layouts: Sequence[Layout]) -> list[list[str]]:
+    """Groups of runs that a reader compares."""
+    tables = [[run_of(row) for row in layout.rows] for layout in layouts]
+    return tables + [list(entry["rows"]) for key in ("pictures", "curves") for entry in wanted.get(key, [])]
+
+
+def _methods(wanted: Mapping, runs: Mapping[str, Run]) -> dict[str, Run]:
+    """The runs that figures of single cases show: those that the study chose, or all."""
+    return {name: runs[name] for name in wanted.get("methods", runs) if name in runs}
+
+
+def _tables(layout: Layout, runs: Mapping[str, Run]) -> list[Table]:
+    compared = comparisons(layout, runs)
+    behind = comparison_table(layout, compared)
+    return [result_table(layout, runs, compared), *([behind] if behind else [])]
+
+
+def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]) -> Iterator[Shown]:
+    for figure in pictured(wanted, runs):
+        lines = ", the label in yellow and the segmentation in green" if figure["contours"] else ""
+        caption = (
+            f"One axial slice per case, where the tumor is largest{lines}. A method that synthesises shows its "
+            f"synthetic image, another one its first source."
+            + (CASES.format(figure["by"]) if figure["typical"] else "")
+        )
+        drawn = plots.pictures(slices_of(figure, runs), figure["contours"], figure["zoom"])
+        yield _shown(figure["title"], caption, drawn)
+    curves = [curve for curve in wanted.get("curves", []) if any(name in runs for name in curve["rows"])]
+    if curves:
+        yield _shown("Hyper-parameters", _curves_caption(curves, runs), plots.sweeps(curves, runs))
+    methods = [run for run in _methods(wanted, runs).values() if run.has(f"{plots.stage(run)}_dice")]
+    reference = next((runs[run_of(layout.reference)] for layout in layouts if layout.reference in layout.rows), None)
+    rivals = [run for run in methods if comparable(run, reference)]
+    if reference is not None and [run for run in rivals if run is not reference]:
+        yield _shown("Who gains, who loses", GAINS.format(reference.name), plots.gains(rivals, reference))
+    if methods:
+        yield _shown("Tumor volume", VOLUMES, plots.volume_agreement(methods))
+    if doubting := [run for run in methods if run.calibration is not None]:
+        yield _shown("Does a high predicted error mean a real error?", CALIBRATION, plots.error_calibration(doubting))
+    if ranking := [run for run in methods if any(map(run.has, plots.QUALITIES))]:
+        yield _shown("If the worst cases go to a human", REFERRAL, plots.referral(ranking))
+
+
+def _curves_caption(curves: Sequence[Mapping], runs: Mapping[str, Run]) -> str:
+    absent = [name for curve in curves for name in curve["rows"] if name not in runs]
+    return "Mean Dice and its 95 % bootstrap interval over cases." + (
+        f" Not evaluated, so not drawn: {', '.join(absent)}." if absent else ""
+    )
+
+
+def _shown(title: str, caption: str, figure: Figure) -> Shown:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return Shown(title, caption, png.getvalue())
+
+
+def _write_files(folder: Path, content: Mapping) -> None:
+    """Tables as CSV and LaTeX, figures as PNG, and report.md, which shows them."""
+    tables = [*content["tables"], *filter(None, [content["cases"], content["provenance"]])]
+    for table in tables:
+        write_whole(folder / "tables" / f"{_slug(table.title)}.csv", formats.to_csv(table).encode())
+        write_whole(folder / "tables" / f"{_slug(table.title)}.tex", formats.to_latex(table).encode())
+    for figure in content["figures"]:
+        write_whole(folder / "figures" / f"{_slug(figure.title)}.png", figure.png)
+    simulated_note = ["**Simulated data.** The numbers say that the software works, not how it performs on patients."]
+    parts = [
+        f"# {content['title']}",
+        *simulated_note * content["simulated"],
+        *content["notes"],
+        *map(formats.to_markdown, content["tables"]),
+        *(f"**{f.title}**\n\n![{f.title}](figures/{_slug(f.title)}.png)\n\n{f.caption}" for f in content["figures"]),
+        *map(formats.to_markdown, filter(None, [content["cases"], content["provenance"]])),
+        "For research; not a medical device.",
+    ]
+    write_whole(folder / "report.md", ("\n\n".join(part.rstrip() for part in parts) + "\n").encode())
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"\W+", "_", title.lower()).strip("_")
+
+
+def _picture(path: Path, roots: Sequence[Path]) -> dict[str, str]:
+    root = next(root for root in roots if root in path.parents)
+    name = path.relative_to(root).with_suffix("").as_posix()
+    return {"name": name, "data": base64.b64encode(path.read_bytes()).decode()}
 
 
 def _template():
@@ -77,123 +211,3 @@ def _template():
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html")
-
-
-def _method(summary_file: Path, root: Path) -> Method:
-    folder = summary_file.parent
-    rows = _read_csv(summary_file, ("protocol", "metric", "mean", "sd", "n", "missing"))
-    summary = {
-        row["metric"]: {key: _number(row[key], summary_file) for key in ("mean", "sd", "n", "missing")} for row in rows
-    }
-    name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()
-    protocols = sorted({row["protocol"] for row in rows})
-    return Method(name, ", ".join(protocols), summary, _cases(folder / "cases.csv"))
-
-
-def _cases(file: Path) -> dict[str, dict[str, float]]:
-    if not file.exists():
-        return {}
-    return {
-        row["case"]: {key: _number(row[key], file) for key in row if key not in ("protocol", "case")}
-        for row in _read_csv(file, ("case",))
-    }
-
-
-def _read_csv(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with open(file, newline="", encoding="utf-8") as text:
-            table = csv.DictReader(text)
-            header, rows = table.fieldnames or [], list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as reason:
-        raise ValueError(f"{file} cannot be read ({reason}): evaluate again") from reason
-    if missing := [column for column in columns if column not in header]:
-        raise ValueError(f"{file} has no column {missing}, found {header}: evaluate again")
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError(f"{file} has rows that are longer or shorter than its header: evaluate again")
-    return rows
-
-
-def _number(cell: str, file: Path) -> float:
-    try:
-        return float(cell) if cell else math.nan
-    except ValueError as reason:
-        raise ValueError(f"{file} holds {cell!r} where a number belongs: evaluate again") from reason
-
-
-def _is_simulated(folder: Path) -> bool:
-    """Whether a dataset_description.json or a datalist below the folder says `"simulated": true`."""
-    for file in [*folder.rglob("dataset_description.json"), *folder.rglob("*datalist*.json")]:
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as reason:
-            raise ValueError(f"{file} cannot be read as JSON ({reason}): mend or remove it") from reason
-        if isinstance(content, dict) and content.get("simulated") is True:
-            return True
-    return False
-
-
-def _notes(methods: list[Method]) -> list[str]:
-    """What a reader must know before comparing the methods."""
-    notes = []
-    if len({method.protocol for method in methods}) > 1:
-        notes.append("The methods were evaluated under different protocols; compare them with care.")
-    with_cases = [method for method in methods if method.cases]
-    every_case = {case for method in with_cases for case in method.cases}
-    for method in with_cases:
-        if absent := sorted(every_case - set(method.cases)):
-            notes.append(
-                f"{method.name} lacks {len(absent)} of {len(every_case)} cases: {', '.join(absent[:5])}"
-                + " …" * (len(absent) > 5)
-            )
-    return notes
-
-
-def _segmentation_table(methods: list[Method], stages: list[str]) -> dict:
-    rows = []
-    for method in methods:
-        empty = empty_predictions(list(method.cases.values()))
-        for stage in stages:
-            if f"{stage}_dice" not in method.summary:
-                continue
-            cells = [_cell(method, f"{stage}_{name}", *style) for name, *style in SEGMENTATION_COLUMNS.values()]
-            count = f"{empty[stage]} of {len(method.cases)}" if stage in empty else "n/a"
-            rows.append([method.name, stage, *cells, count, method.protocol])
-    return {"head": ["method", "segmentation", *SEGMENTATION_COLUMNS, "empty predictions", "protocol"], "rows": rows}
-
-
-def _synthesis_table(methods: list[Method]) -> dict:
-    rows = [
-        [method.name, *(_cell(method, *style) for style in SYNTHESIS_COLUMNS.values())]
-        for method in methods
-        if "ssim" in method.summary
-    ]
-    return {"head": ["method", *SYNTHESIS_COLUMNS], "rows": rows}
-
-
-def _cell(method: Method, metric: str, scale: float, decimals: int) -> str:
-    if metric not in method.summary:
-        return "n/a"
-    values = method.summary[metric]
-    text = mean_and_sd(values["mean"] * scale, values["sd"] * scale, decimals)
-    return text + (f" ({values['missing']:.0f} missing)" if values["missing"] else "")
-
-
-def _case_table(methods: list[Method]) -> dict:
-    methods = [method for method in methods if method.cases]
-    names = sorted({case for method in methods for case in method.cases})
-    head = ["case", "tumor (ml)", *(f"{m.name}: {what}" for m in methods for what in ("Dice (%)", "HD95 (mm)", "ml"))]
-    rows = []
-    for name in names:
-        cases = [method.cases.get(name, {}) for method in methods]
-        volume = next((case["label_ml"] for case in cases if "label_ml" in case), math.nan)
-        row = [name, mean_and_sd(volume, math.nan, 1)]
-        for case in cases:
-            for metric, scale, decimals in (("fine_dice", 100, 1), ("fine_hd95_mm", 1, 2), ("fine_ml", 1, 1)):
-                row.append(mean_and_sd(case.get(metric, math.nan) * scale, math.nan, decimals))
-        rows.append(row)
-    return {"head": head, "rows": rows}
-
-
-def _picture(path: Path, root: Path) -> dict[str, str]:
-    name = path.relative_to(root).with_suffix("").as_posix()
-    return {"name": name, "data": base64.b64encode(path.read_bytes()).decode()}

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+
+from tissnet_components.report import write_whole
+from tissnet_components.report.runs import notes, read_runs
+
+HEAD = "protocol,case,label_ml,fine_dice,fine_hd95_mm,fine_ml\n"
+BINS = "protocol,case,error_from,error_to,voxels,predicted,mistakes\n"
+
+
+def evaluation(folder, *cases, protocol="whole volume", dice="0.8"):
+    rows = [f"{protocol},{case},30,{dice},4,28\n" for case in cases]
+    write_whole(folder / "cases.csv", (HEAD + "".join(rows)).encode())
+
+
+def study(root, **runs):
+    (root / "study.json").write_text(json.dumps({"rows": [{"name": name} for name in runs], "runs": runs}))
+
+
+def test_the_folds_of_a_method_are_one_run_with_every_patient(tmp_path):
+    evaluation(tmp_path / "TISS-Net" / "fold_1", "anna", "bert")
+    evaluation(tmp_path / "TISS-Net" / "fold_2", "carl")
+    [run] = read_runs(tmp_path).values()
+    assert (run.name, sorted(run.cases)) == ("TISS-Net", ["anna", "bert", "carl"])
+    assert run.folders["carl"] == tmp_path / "TISS-Net" / "fold_2" / "carl"
+    assert run.values("fine_dice") == {"anna": 0.8, "bert": 0.8, "carl": 0.8}
+
+
+def test_a_case_that_two_folds_tested_is_refused(tmp_path):
+    for fold in ("fold_1", "fold_2"):
+        evaluation(tmp_path / "TISS-Net" / fold, "anna")
+    with pytest.raises(ValueError, match=r"TISS-Net holds the case anna twice: in .*fold_1 and .*fold_2"):
+        read_runs(tmp_path)
+
+
+def test_folds_of_different_protocols_are_refused(tmp_path):
+    evaluation(tmp_path / "TISS-Net" / "fold_1", "anna")
+    evaluation(tmp_path / "TISS-Net" / "fold_2", "bert", protocol="tumor slab")
+    with pytest.raises(ValueError, match=r"TISS-Net has the protocols \['tumor slab', 'whole volume'\]"):
+        read_runs(tmp_path)
+
+
+def test_an_evaluation_without_a_case_is_refused(tmp_path):
+    evaluation(tmp_path / "TISS-Net")
+    with pytest.raises(ValueError, match="TISS-Net has no case in"):
+        read_runs(tmp_path)
+
+
+def test_a_study_gives_the_names_and_the_order_of_its_rows(tmp_path):
+    for slug in ("A_first", "b"):
+        evaluation(tmp_path / slug, "anna")
+    study(tmp_path, **{"b": ["b"], "A, first": ["A_first"]})
+    assert list(read_runs(tmp_path)) == ["b", "A, first"]
+
+
+def test_calibrations_of_all_cases_and_folds_are_added_up(tmp_path):
+    for fold, case, mistakes in (("fold_1", "anna", 1), ("fold_2", "bert", 4)):
+        folder = tmp_path / "TISS-Net" / fold
+        evaluation(folder, case)
+        bins = [f"whole volume,{case},0,0.5,10,1.5,{mistakes}\n", f"whole volume,{case},0.5,1,6,5,3\n"]
+        write_whole(folder / "calibration.csv", (BINS + "".join(bins)).encode())
+    [run] = read_runs(tmp_path).values()
+    assert run.calibration.tolist() == [[0, 0.5, 20, 3, 5], [0.5, 1, 12, 10, 6]]
+
+
+def said(root, *groups):
+    runs = read_runs(root)
+    return " ".join(notes(runs, [root], groups or [list(runs)]))
+
+
+def test_a_fold_without_an_evaluation_is_named(tmp_path):
+    evaluation(tmp_path / "TISS-Net" / "fold_1", "anna")
+    study(tmp_path, **{"TISS-Net": ["TISS-Net/fold_1", "TISS-Net/fold_2"], "direct": ["direct/fold_1"]})
+    assert "TISS-Net is not complete: no finished evaluation of fold 2. Run the study again" in said(tmp_path)
+    assert "direct is not complete: no finished evaluation of fold 1." in said(tmp_path)
+
+
+def test_an_evaluation_older_than_a_training_that_was_cut_is_not_complete(tmp_path):
+    evaluation(tmp_path / "TISS-Net" / "fold_1", "anna")
+    study(tmp_path, **{"TISS-Net": ["TISS-Net/fold_1"]})
+    record = tmp_path / "TISS-Net" / "fold_1" / "training_record.json"
+    record.write_text(json.dumps({"minutes": 1.5, "finished": True, "machine": "two cores"}))
+    assert "not complete" not in said(tmp_path)
+    assert read_runs(tmp_path)["TISS-Net"].minutes == 1.5
+    record.write_text(json.dumps({"minutes": 1.5, "finished": False, "machine": "two cores"}))
+    assert "TISS-Net is not complete: no finished evaluation of fold 1." in said(tmp_path)
+
+
+def test_missing_cases_other_protocols_and_a_single_run_are_said(tmp_path):
+    evaluation(tmp_path / "a", "anna", "bert")
+    assert "a is the only run: there is nothing to compare it with." in said(tmp_path)
+    evaluation(tmp_path / "b", "anna", protocol="tumor slab")
+    assert "b lacks 1 of 2 cases: bert." in said(tmp_path)
+    assert "different protocols (tumor slab, whole volume)" in said(tmp_path)
+
+
+def test_runs_that_no_table_shows_together_may_have_other_cases(tmp_path):
+    evaluation(tmp_path / "test patients", "anna")
+    evaluation(tmp_path / "validation patients", "bert")
+    assert said(tmp_path, ["test patients"], ["validation patients"]) == ""
+    assert "lacks 1 of 2 cases" in said(tmp_path, ["test patients", "validation patients"])
+
+
+def test_a_metric_without_a_value_is_said_and_so_is_a_case_without_a_dice(tmp_path):
+    evaluation(tmp_path / "a", "anna", dice="nan")
+    assert "a has no value at all of fine_dice: look at its pictures." in said(tmp_path)
+    file = tmp_path / "a" / "cases.csv"
+    file.write_text(file.read_text() + "whole volume,bert,30,0.7,,28\n")
+    assert "a has no fine_dice of anna: evaluate it again." in said(tmp_path)
+
+
+def test_complete_runs_of_one_test_set_need_no_note(tmp_path):
+    for name in ("a", "b"):
+        evaluation(tmp_path / name, "anna", "bert")
+    assert said(tmp_path) == ""

@@ -1,0 +1,383 @@
+"""A study: what is run, in which order, what is skipped, and what is refused before anything runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cohort import write_cohort
+
+from tissnet_components import study as studies
+from tissnet_components.report.html import report
+from tissnet_components.study import (
+    check_options,
+    command,
+    fold_datalists,
+    read_study,
+    slug,
+    study,
+    study_steps,
+    write_folds,
+)
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
+EXAMPLES = sorted((Path(__file__).parents[1] / "studies").glob("*.json"))
+TINY = {"patch_size": [32, 32, 16], "widths": [2, 2, 2, 2, 2], "discriminator_channels": 2, "val_interval": 1}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A study of two rows on three patients, each entry of a datalist a name alone."""
+    cases = [{"case": name, "image": f"{name}.nii", "target": f"{name}_t.nii"} for name in ("anna", "bert", "carl")]
+    (tmp_path / "datalist.json").write_text(json.dumps({"sources": ["t2"], "training": cases}))
+    return write_study(tmp_path)
+
+
+def write_study(folder, **changes):
+    rows = [
+        {"name": "real FLAIR", "configs": ["direct_segmentation"], "options": {"model_name": "perceptor"}},
+        {"name": "no consistency", "options": {"loss_weights::consistency": 0}},
+    ]
+    content = {"bundle": str(BUNDLE), "dataset_dir": ".", "out": "out", "rows": rows, "options": {"epochs": 3}}
+    path = folder / "study.json"
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+    """The steps that were run; each leaves what its script says instead of training."""
+    calls, scripts = [], {}
+
+    def fake(step, processes=1):
+        calls.append(step.label)
+        return [sys.executable, "-c", scripts.get(step.label, "print('Epoch[3] Complete. Time taken')")]
+
+    monkeypatch.setattr(studies, "command", fake)
+    calls_and_scripts = type("Ran", (), {"calls": calls, "scripts": scripts})
+    return calls_and_scripts
+
+
+def steps_of(file, **settings):
+    content = read_study(file)
+    return list(study_steps(content, fold_datalists(content), **settings))
+
+
+def test_rows_are_trained_and_evaluated_in_their_order(file, ran):
+    study(str(file))
+    assert ran.calls == [
+        "real FLAIR, training",
+        "real FLAIR, evaluating",
+        "no consistency, training",
+        "no consistency, evaluating",
+    ]
+
+
+def test_the_settings_of_a_row_lie_over_its_configs(file, ran):
+    study(str(file))
+    training, evaluating = steps_of(file)[2:]
+    assert training.configs == ["train"] and evaluating.configs == ["train", "evaluate"]
+    assert json.loads(training.overlay.read_text()) == training.settings
+    out = str(file.parent / "out")
+    assert training.settings == {
+        "model_name": "no_consistency",
+        "epochs": 3,
+        "loss_weights::consistency": 0,
+        "dataset_dir": str(file.parent),
+        "datalist": str(file.parent / "datalist.json"),
+        "ckpt_dir": f"{out}/models",
+        "output_dir": f"{out}/no_consistency/training",
+    }
+    assert evaluating.settings == training.settings | {"output_dir": f"{out}/no_consistency"}
+
+
+def test_the_command_is_what_a_user_types_in_the_bundles_folder(file):
+    step = steps_of(file)[1]
+    words = command(step)
+    assert words[-4:-1] == ["run", "evaluating", "--config_file"]
+    assert words[-1] == str(
+        [f"configs/{n}.json" for n in ("train", "evaluate", "direct_segmentation")] + [str(step.overlay)]
+    )
+
+
+def test_under_torchrun_the_bundles_overlays_for_several_processes_join(tmp_path, file):
+    bundle = tmp_path / "bundle"
+    (bundle / "configs").mkdir(parents=True)
+    for name in ("train", "evaluate", "direct_segmentation"):
+        (bundle / "configs" / f"{name}.json").write_text((BUNDLE / "configs" / f"{name}.json").read_text())
+    for name in ("multi_gpu_train", "multi_gpu_evaluate"):
+        (bundle / "configs" / f"{name}.json").write_text("{}")
+    write_study(tmp_path, bundle=str(bundle))
+    step = steps_of(file, processes=2)[1]
+    assert step.configs[-2:] == ["multi_gpu_train", "multi_gpu_evaluate"]
+    assert "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run" in " ".join(command(step, 2))
+
+
+def test_what_is_done_is_skipped(file, ran):
+    study(str(file))
+    ran.calls.clear()
+    study(str(file))
+    assert ran.calls == []
+
+
+def test_only_the_rows_that_were_named_are_run(file, ran):
+    study(str(file), only="no consistency")
+    assert ran.calls == ["no consistency, training", "no consistency, evaluating"]
+    with pytest.raises(ValueError, match="has no row 'consistency'; it has"):
+        study(str(file), only="consistency")
+
+
+def test_a_dry_run_runs_nothing_and_says_how_far_each_is(file, ran, capsys):
+    study(str(file), only="real FLAIR")
+    ran.calls.clear()
+    study(str(file), dry_run=True)
+    shown = capsys.readouterr().out
+    assert ran.calls == [] and "done" in shown and "to do" in shown
+
+
+def test_a_run_that_fails_is_named_with_its_reason_and_the_others_go_on(file, ran, capsys):
+    ran.scripts["real FLAIR, training"] = "import sys; print('x'); sys.exit('error: no weights')"
+    with pytest.raises(SystemExit) as ended:
+        study(str(file))
+    assert ended.value.code == 1
+    assert ran.calls == ["real FLAIR, training", "no consistency, training", "no consistency, evaluating"]
+    said = capsys.readouterr().err
+    assert "1 failed:" in said and "real FLAIR, training: no weights (status 1); log: " in said
+
+
+def test_the_reason_is_that_of_the_last_start(file, ran, capsys):
+    ran.scripts["real FLAIR, training"] = "import sys; sys.exit('error: first')"
+    for message in ("first", "second"):
+        ran.scripts["real FLAIR, training"] = f"import sys; sys.exit('{message} of the lines')"
+        with pytest.raises(SystemExit):
+            study(str(file), only="real FLAIR")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "second of the lines" in said and "first" not in said
+
+
+def test_a_failed_run_is_tried_again_by_the_same_command_and_its_log_kept(file, ran):
+    ran.scripts["real FLAIR, training"] = "raise SystemExit('cut')"
+    with pytest.raises(SystemExit):
+        study(str(file), only="real FLAIR")
+    ran.scripts.clear()
+    ran.calls.clear()
+    study(str(file), only="real FLAIR")
+    assert ran.calls == ["real FLAIR, training", "real FLAIR, evaluating"]
+    log = steps_of(file)[0].log.read_text()
+    assert "cut" in log and "Epoch[3] Complete" in log
+
+
+def test_ctrl_c_ends_the_study_in_a_sentence_and_the_run_counts_as_cut(file, ran, monkeypatch):
+    ran.scripts["real FLAIR, training"] = "import time; time.sleep(60)"
+
+    def interrupt(child, seconds):
+        if seconds == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "_wait", interrupt)
+    with pytest.raises(SystemExit, match="stopped; the same command goes on where it stopped"):
+        study(str(file))
+    assert steps_of(file)[0].state == "begun"
+    assert ran.calls == ["real FLAIR, training"]
+
+
+def test_more_epochs_train_on_and_evaluate_again(file, ran):
+    study(str(file), only="real FLAIR")
+    ran.calls.clear()
+    write_study(file.parent, options={"epochs": 5})
+    study(str(file), only="real FLAIR")
+    assert ran.calls == ["real FLAIR, training", "real FLAIR, evaluating"]
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"epochs": 5, "seed": 1}], ids=str)
+def test_other_settings_for_weights_that_exist_are_refused_before_anything_runs(file, ran, options):
+    study(str(file), only="real FLAIR")
+    ran.calls.clear()
+    write_study(file.parent, options=options)
+    with pytest.raises(ValueError, match=r"real FLAIR, training was begun with .*: give another --out, or remove"):
+        study(str(file))
+    assert ran.calls == []
+
+
+def test_the_folder_says_what_belongs_to_the_study(file, ran):
+    study(str(file))
+    kept = json.loads((file.parent / "out" / "study.json").read_text())
+    assert kept["runs"] == {"real FLAIR": ["real_FLAIR"], "no consistency": ["no_consistency"]}
+
+
+def test_a_row_that_only_prepares_is_not_evaluated(file, ran):
+    write_study(file.parent, rows=[{"name": "Pix2Pix's generator", "evaluate": False}])
+    study(str(file))
+    assert ran.calls == ["Pix2Pix's generator, training"]
+    assert json.loads((file.parent / "out" / "study.json").read_text())["runs"] == {}
+
+
+def test_a_row_may_evaluate_the_weights_of_another_one(file, ran):
+    rows = [
+        {"name": "TISS-Net"},
+        {
+            "name": "on validation",
+            "train": False,
+            "options": {"model_name": "TISS-Net"},
+            "evaluation_options": {"section": "validation"},
+        },
+    ]
+    write_study(file.parent, rows=rows)
+    study(str(file))
+    assert ran.calls == ["TISS-Net, training", "TISS-Net, evaluating", "on validation, evaluating"]
+    settings = steps_of(file)[-1].settings
+    assert (settings["model_name"], settings["section"]) == ("TISS-Net", "validation")
+
+
+def test_a_study_may_start_from_another_one(file, tmp_path):
+    (tmp_path / "smaller.json").write_text(json.dumps({"base": "study.json", "options": {"epochs": 1}, "out": "less"}))
+    content = read_study(tmp_path / "smaller.json")
+    assert [row["name"] for row in content["rows"]] == ["real FLAIR", "no consistency"]
+    assert (content["options"], content["out"]) == ({"epochs": 1}, str(tmp_path / "less"))
+
+
+def test_the_configs_of_all_rows_lie_over_those_of_a_row_and_a_rows_options_over_those_of_all(file):
+    rows = [{"name": "a", "configs": ["direct_segmentation"], "options": {"epochs": 7}}]
+    write_study(file.parent, rows=rows, configs=["wide"])
+    training = steps_of(file)[0]
+    assert training.configs == ["train", "direct_segmentation", "wide"]
+    assert training.settings["epochs"] == 7
+
+
+def test_an_option_of_all_rows_goes_to_those_that_have_it(file, ran):
+    write_study(file.parent, options={"loss_weights::consistency": 0.5})
+    assert ["loss_weights::consistency" in step.settings for step in steps_of(file)] == [False, False, True, True]
+
+
+def test_evaluation_has_configs_and_options_of_its_own(file):
+    write_study(file.parent, evaluation_configs=["tumor_crop"], evaluation_options={"section": "validation"})
+    training, evaluating = steps_of(file)[:2]
+    assert "section" not in training.settings and evaluating.settings["section"] == "validation"
+    assert evaluating.configs == ["train", "evaluate", "direct_segmentation", "tumor_crop"]
+
+
+def test_folds_run_one_after_the_other_with_weights_of_their_own(file, ran):
+    write_study(file.parent, folds=3)
+    study(str(file), only="real FLAIR")
+    assert ran.calls[:3] == [
+        "real FLAIR, fold 1, training",
+        "real FLAIR, fold 1, evaluating",
+        "real FLAIR, fold 2, training",
+    ]
+    assert {step.settings["ckpt_dir"].rpartition("/")[2] for step in steps_of(file)} == {"fold_1", "fold_2", "fold_3"}
+
+
+def patients(datalist, section):
+    return [case["case"] for case in json.loads(Path(datalist).read_text())[section]]
+
+
+@pytest.fixture
+def twelve(tmp_path):
+    """Twelve patients in three sections; the first has two time points."""
+    names = [f"BraTS-GLI-{number:05}-000" for number in range(12)] + ["BraTS-GLI-00000-001"]
+    cases = [{"case": name, "image": f"{name}.nii"} for name in names]
+    sections = {"training": cases[:8], "validation": cases[8:10], "test": cases[10:]}
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"sources": ["t2"], "simulated": True, **sections}))
+    return path
+
+
+def test_every_patient_is_tested_exactly_once(twelve, tmp_path):
+    files = write_folds(twelve, tmp_path / "folds", 4)
+    assert list(files) == ["fold_1", "fold_2", "fold_3", "fold_4"]
+    tested = [name for file in files.values() for name in patients(file, "test")]
+    assert len(tested) == len(set(tested)) == 13
+
+
+def test_no_patient_stands_in_two_sections_and_time_points_stay_together(twelve, tmp_path):
+    for file in write_folds(twelve, tmp_path / "folds", 4, validation=2).values():
+        groups = [{name[:15] for name in patients(file, section)} for section in ("training", "validation", "test")]
+        assert [len(group) for group in groups] == [7, 2, 3]
+        assert len(set.union(*groups)) == 12
+
+
+def test_the_seed_decides_the_folds_and_their_files_point_to_the_scans(twelve, tmp_path):
+    first, again, other = (
+        write_folds(twelve, tmp_path / name, 4, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert Path(first["fold_1"]).read_bytes() == Path(again["fold_1"]).read_bytes()
+    assert patients(first["fold_1"], "test") != patients(other["fold_1"], "test")
+    content = json.loads(Path(first["fold_1"]).read_text())
+    assert content["simulated"] is True
+    assert content["test"][0]["image"] == [str(tmp_path / f"{content['test'][0]['case']}.nii")]
+
+
+def test_folds_that_were_made_otherwise_are_not_overwritten(twelve, tmp_path):
+    write_folds(twelve, tmp_path / "folds", 4)
+    with pytest.raises(ValueError, match=r"fold_1.json was made from another datalist, seed or number of folds"):
+        write_folds(twelve, tmp_path / "folds", 4, seed=1)
+
+
+@pytest.mark.parametrize(("folds", "validation"), [(13, 1), (1, 1), (2, 6), (4, 0)], ids=str)
+def test_folds_that_patients_do_not_suffice_for_are_refused(twelve, tmp_path, folds, validation):
+    with pytest.raises(ValueError, match=f"12 patients in .* cannot give {folds} folds with {validation}"):
+        write_folds(twelve, tmp_path / "folds", folds, validation=validation)
+
+
+def test_a_missing_datalist_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.json does not exist"):
+        write_folds(tmp_path / "nowhere.json", tmp_path / "folds", 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"epochs": 3}, "has the unknown key 'epochs'", id="unknown key"),
+        pytest.param({"rows": [{"name": "a", "option": {}}]}, "unknown key 'option'", id="unknown key of a row"),
+        pytest.param({"rows": []}, "lacks rows", id="no rows"),
+        pytest.param({"rows": ["a"]}, "is a str, expected an object", id="a row that is a text"),
+        pytest.param({"rows": [{"name": "a b"}, {"name": "a_b"}]}, "need different names", id="same folder"),
+        pytest.param({"rows": [{"name": "a:fine"}]}, "without comma and colon", id="a name with a colon"),
+        pytest.param({"rows": [{"name": "../.."}]}, "need different names", id="a name without a letter"),
+        pytest.param({"bundle": "."}, "is not a bundle", id="no bundle"),
+        pytest.param({"options": {"epohcs": 3}}, "no config of any row has the option 'epohcs'", id="mistyped option"),
+        pytest.param(
+            {"rows": [{"name": "a", "options": {"epohcs": 3}}]}, "a, training: no config has the option", id="of a row"
+        ),
+        pytest.param({"configs": ["ablations/nothing"]}, "nothing.json does not exist", id="no such config"),
+        pytest.param({"report": {"methods": ["b"]}}, "the row 'b', which the study does not have", id="report"),
+        pytest.param({"report": {"table": []}}, "report has the unknown key 'table'", id="report's key"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named_before_anything_runs(file, ran, changes, message):
+    write_study(file.parent, **changes)
+    with pytest.raises(ValueError, match=message):
+        study(str(file))
+    assert ran.calls == []
+
+
+def test_a_study_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(ValueError, match=r"study.json cannot be read as JSON"):
+        study(str(tmp_path / "study.json"))
+
+
+def test_a_name_becomes_a_folder():
+    assert slug("λ_p = 25 (T1, ceT1)") == "λ_p_25_T1_ceT1"
+
+
+@pytest.mark.skipif(not (BUNDLE / "configs" / "ablations").is_dir(), reason="the bundles have no configs/ablations yet")
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_names_configs_and_options_that_exist(example):
+    content = read_study(example)
+    datalists = {"fold_1": "a.json", "fold_2": "b.json"} if content["folds"] else {"": "a.json"}
+    check_options(content, list(study_steps(content, datalists)))
+
+
+@pytest.mark.slow
+def test_a_study_really_trains_evaluates_and_is_reported(tmp_path):
+    write_cohort(tmp_path)
+    rows = [{"name": "real FLAIR", "configs": ["direct_segmentation"], "options": {"model_name": "perceptor"}}]
+    file = write_study(tmp_path, rows=rows, options=TINY | {"epochs": 1})
+    study(str(file))
+    first, second = steps_of(file)
+    assert first.record["finished"] and second.record["finished"] and first.record["minutes"] > 0
+    assert (tmp_path / "out" / "models" / "perceptor.pt").is_file()
+    page = Path(report(str(tmp_path / "out"), str(tmp_path / "page"))).read_text()
+    assert "real FLAIR is the only run" in page and "Methods side by side" in page
+    assert "over 2 cases" in page

@@ -1,0 +1,100 @@
+"""A table as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from .tables import Table
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "✓": r"$\checkmark$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "<": "$<$",
+    ">": "$>$",
+    "λ": r"$\lambda$",
+}
+
+
+def to_markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rows = [[f"**{cell.text}**" if cell.bold else cell.text for cell in row] for row in table.rows]
+    rule = "|" + "".join("---|" if not _is_number_column(table, index) else "---:|" for index in range(len(table.head)))
+    lines = [
+        f"**{table.title}**",
+        "",
+        line(table.head),
+        rule,
+        *map(line, rows),
+        "",
+        *(f"{note}  " for note in table.notes),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """A table float for the package booktabs."""
+    rows = [
+        [rf"\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in row] for row in table.rows
+    ]
+    columns = "".join("r" if _is_number_column(table, index) else "l" for index in range(len(table.head)))
+    body = [" & ".join(cells) + r" \\" for cells in ([_latex(name) for name in table.head], *rows)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_latex(table.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par\footnotesize {_latex(note)}" for note in table.notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def to_csv(table: Table) -> str:
+    """The numbers behind the cells, unrounded, each in a column of its own; texts where there are no numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = [
+        list(dict.fromkeys(name for row in table.rows for name in row[index].numbers))
+        for index in range(len(table.head))
+    ]
+    heads = (
+        [f"{head.rstrip(' ↑↓')} {name}" for name in names] or [head]
+        for head, names in zip(table.head, numbers, strict=True)
+    )
+    writer.writerow([cell for group in heads for cell in group])
+    for row in table.rows:
+        groups = (
+            [_plain(cell.numbers.get(name, math.nan)) for name in names] or [cell.text]
+            for cell, names in zip(row, numbers, strict=True)
+        )
+        writer.writerow([cell for group in groups for cell in group])
+    return text.getvalue()
+
+
+def _is_number_column(table: Table, index: int) -> bool:
+    return any(row[index].numbers for row in table.rows)
+
+
+def _plain(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)

@@ -1,0 +1,160 @@
+"""What a report shows: the tables and figures that a study asks for, or those that any set of runs can have."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from ..metrics import SEGMENTATIONS, mean_and_sd
+from .plots import stage
+from .runs import Run
+from .tables import IMAGE, Cell, Layout, Table, run_of
+
+PICTURE_KEYS = ("title", "rows", "cases", "contours", "zoom")
+CURVE_KEYS = ("x", "rows")
+REPORT_KEYS = ("tables", "pictures", "curves", "methods", "reference")
+FEW_METHODS = 4
+PICTURED_METHODS, QUANTILES = 6, (0.9, 0.5, 0.1)
+
+
+def check_report(wanted: Mapping, rows: Sequence[str]) -> None:
+    """Refuse what a study's `report` cannot mean: unknown keys, and rows that the study does not have.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    _known(wanted, REPORT_KEYS, "report")
+    named = [("methods", name) for name in wanted.get("methods", [])]
+    for key, known in (("pictures", PICTURE_KEYS), ("curves", CURVE_KEYS)):
+        for entry in wanted.get(key, []):
+            _known(entry, known, f"an entry of report's {key}")
+            named += [(key, name) for name in entry.get("rows", [])]
+    for entry in wanted.get("tables", []):
+        named += [(layout.title, run_of(row)) for layout in [_layout(entry)] for row in layout.rows]
+    if wanted.get("reference"):
+        named.append(("reference", wanted["reference"]))
+    for where, name in named:
+        if name not in rows:
+            raise ValueError(f"report asks in {where} for the row {name!r}, which the study does not have: {[*rows]}")
+
+
+def layouts_of(wanted: Mapping, names: Sequence[str], runs: Mapping[str, Run], reference: str | None) -> list[Layout]:
+    """The study's tables, or the usual ones; `reference` replaces theirs where it is one of their rows."""
+    found = [_layout(entry) for entry in wanted.get("tables", [])] or usual_layouts(names, runs)
+    chosen = reference or wanted.get("reference")
+    return [_with_reference(layout, chosen) for layout in found]
+
+
+def usual_layouts(names: Sequence[str], runs: Mapping[str, Run]) -> list[Layout]:
+    """Final segmentations; every stage, where a run has several; synthetic images, where a run has any."""
+    main = {f"{name}:{stage(runs[name]) if name in runs else 'fine'}": [name] for name in names}
+    first = next((row for row in main if run_of(row) in runs), None)
+    found = [Layout("Segmentation", ["Method"], main, reference=first)]
+    staged = {f"{n}:{s}": [n, s] for n in runs for s in SEGMENTATIONS.values() if runs[n].has(f"{s}_dice")}
+    if len(staged) > len(runs):
+        found.append(Layout("Segmentation, stage by stage", ["Method", "Segmentation"], staged))
+    synthesising = {row: text for row, text in main.items() if run_of(row) in runs and runs[run_of(row)].has("ssim")}
+    if synthesising:
+        found.append(Layout("Synthetic image", ["Method"], synthesising, list(IMAGE)))
+    return found
+
+
+def pictured(wanted: Mapping, runs: Mapping[str, Run]) -> list[dict]:
+    """Figures of methods side by side: the study's, or one of the first methods; each names its cases.
+
+    Without cases of its own, a figure shows those at the 90th, 50th and 10th percentile of the Dice of its last row.
+    """
+    names = [name for name in runs if any(slice_file(runs[name], case).is_file() for case in runs[name].cases)]
+    usual = [{"title": "Methods side by side", "rows": names[:PICTURED_METHODS]}] if names else []
+    found = []
+    for entry in wanted.get("pictures") or usual:
+        rows = dict(entry["rows"]) if isinstance(entry["rows"], dict) else {name: name for name in entry["rows"]}
+        present = [name for name in rows if name in runs]
+        if present:
+            chosen = {"cases": typical_cases(runs[present[-1]]), "by": present[-1], "typical": "cases" not in entry}
+            found.append({"contours": True, "zoom": False, **chosen, **entry, "rows": rows})
+            if unknown := [case for case in found[-1]["cases"] if case not in runs[present[-1]].cases]:
+                where = f"figure {entry['title']!r} asks for the case {unknown[0]!r}"
+                raise ValueError(f"{where}, which {present[-1]} did not test; name others, or none for typical ones")
+    return found
+
+
+def typical_cases(run: Run) -> list[str]:
+    dice = run.values(f"{stage(run)}_dice")
+    order = sorted((case for case in dice if not math.isnan(dice[case])), key=dice.get)
+    return list(dict.fromkeys(order[round(quantile * (len(order) - 1))] for quantile in QUANTILES)) if order else []
+
+
+def slice_file(run: Run, case: str) -> Path:
+    return run.folders[case] / f"{case}_slice.npz"
+
+
+def slices_of(figure: Mapping, runs: Mapping[str, Run]) -> dict[str, dict[str, Mapping[str, np.ndarray] | None]]:
+    """Case -> title of the method -> its kept slice, or None."""
+
+    def load(name: str, case: str) -> Mapping[str, np.ndarray] | None:
+        if name not in runs or case not in runs[name].cases or not slice_file(runs[name], case).is_file():
+            return None
+        return dict(np.load(slice_file(runs[name], case)))
+
+    return {case: {title: load(name, case) for name, title in figure["rows"].items()} for case in figure["cases"]}
+
+
+def case_table(runs: Mapping[str, Run]) -> Table:
+    """Every case of every run: Dice, and HD95 and volume too where the runs are few."""
+    metrics = [("dice", "Dice (%)", 100, 1), ("hd95_mm", "HD95 (mm)", 1, 2), ("ml", "ml", 1, 1)]
+    metrics = metrics if len(runs) <= FEW_METHODS else metrics[:1]
+    rows = []
+    for case in sorted({case for run in runs.values() for case in run.cases}):
+        volume = next(
+            (run.cases[case].get("label_ml", math.nan) for run in runs.values() if case in run.cases), math.nan
+        )
+        cells = [Cell(case), _number(volume, 1, 1)]
+        for run in runs.values():
+            values = run.cases.get(case, {})
+            cells += [_number(values.get(f"{stage(run)}_{name}", math.nan), *style) for name, _, *style in metrics]
+        rows.append(cells)
+    head = ["case", "tumor (ml)", *(f"{name}: {title}" for name in runs for _, title, *_ in metrics)]
+    return Table("Case by case", head, rows, [])
+
+
+def provenance_table(study: Mapping, runs: Mapping[str, Run]) -> Table:
+    """How every row of a study was made: its configs, its options, the minutes it took."""
+    rows = []
+    for row in study["rows"]:
+        run = runs.get(row["name"])
+        minutes = run.minutes if run else math.nan
+        options = ", ".join(f"{key} {value}" for key, value in row.get("options", {}).items())
+        rows.append([Cell(row["name"]), Cell(", ".join(row.get("configs", []))), Cell(options), _number(minutes, 1, 1)])
+    common = ", ".join(f"{key} {value}" for key, value in study.get("options", {}).items())
+    machines = sorted({run.machine for run in runs.values() if run.machine})
+    configs = ", ".join(study.get("configs", []))
+    notes = [
+        f"Options of all rows: {common or 'none'}; configs of all rows: {configs or 'none'}.",
+        f"Folds: {study.get('folds') or len(study.get('datalists', [])) or 'none'}; seed {study.get('seed', 0)}. "
+        f"Minutes: training and evaluation of all folds, on {' and '.join(machines) or 'an unknown machine'}.",
+    ]
+    return Table("How it was made", ["Row", "Configs", "Options", "Minutes"], rows, notes)
+
+
+def _layout(entry: Mapping) -> Layout:
+    _known(entry, [field.name for field in fields(Layout)], "a table of report")
+    if missing := [key for key in ("title", "head", "rows") if key not in entry]:
+        raise ValueError(f"a table of report lacks {missing[0]!r}; it has {list(entry)}")
+    return Layout(**entry)
+
+
+def _with_reference(layout: Layout, reference: str | None) -> Layout:
+    row = next((row for row in layout.rows if reference and reference in (row, run_of(row))), layout.reference)
+    return Layout(layout.title, layout.head, layout.rows, layout.metrics, row, layout.unranked)
+
+
+def _known(entry: Mapping, known: Sequence[str], where: str) -> None:
+    if unknown := sorted(set(entry) - set(known)):
+        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
+
+
+def _number(value: float, scale: float, decimals: int) -> Cell:
+    return Cell(mean_and_sd(value * scale, math.nan, decimals), numbers={"": value * scale})

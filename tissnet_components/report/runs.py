@@ -1,0 +1,207 @@
+"""Reading what evaluations left: one run per method, its cases from every fold, and what is missing of a study."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+FOLD = re.compile(r"fold_\d+")
+CALIBRATION = ("error_from", "error_to", "voxels", "predicted", "mistakes")
+
+
+@dataclass
+class Run:
+    """The evaluation of one method.
+
+    Args:
+        name: the study's row, or the folder's name.
+        protocol: which part of the volumes was evaluated.
+        cases: case -> metric -> value, NaN where missing.
+        folders: case -> the folder of its pictures.
+        calibration: (10, 5), the columns of CALIBRATION, summed over cases; None without an error map.
+        minutes, machine: what a study wrote down about training and evaluation; NaN and nothing otherwise.
+    """
+
+    name: str
+    protocol: str
+    cases: dict[str, dict[str, float]]
+    folders: dict[str, Path] = field(default_factory=dict)
+    calibration: np.ndarray | None = None
+    minutes: float = math.nan
+    machine: str = ""
+
+    def values(self, metric: str) -> dict[str, float]:
+        """Case -> value; NaN where the case has none."""
+        return {case: row.get(metric, math.nan) for case, row in self.cases.items()}
+
+    def has(self, metric: str) -> bool:
+        return any(metric in row for row in self.cases.values())
+
+
+def read_runs(root: Path) -> dict[str, Run]:
+    """Every evaluation below a folder by name: those of a study in its rows' order, others in that of the alphabet.
+
+    The folds of a method (folders `fold_1`, `fold_2`...) are one run.
+
+    Raises:
+        ValueError: a file that cannot be read, a case that two folds tested, folds of different protocols.
+    """
+    folders: dict[str, list[Path]] = {name: [] for name in study_of(root).get("runs", {})}
+    slugs = {Path(places[0]).parts[0]: name for name, places in study_of(root).get("runs", {}).items()}
+    for file in sorted(root.rglob("cases.csv")):
+        place = file.parent.relative_to(root)
+        parts = [part for part in place.parts if not FOLD.fullmatch(part)]
+        name = "/".join(parts) or root.resolve().name
+        folders.setdefault(slugs.get(name, name), []).append(file.parent)
+    return {name: _run(name, places) for name, places in folders.items() if places}
+
+
+def study_of(root: Path) -> dict:
+    """The study that made a folder (`study.json` in it), or nothing."""
+    file = root / "study.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def unfinished(root: Path) -> dict[str, list[str]]:
+    """Row of the study -> its folds that have no evaluation, or one that was cut or is older than its weights."""
+    expected = study_of(root).get("runs", {})
+    missing = {name: [place for place in places if not _is_finished(root / place)] for name, places in expected.items()}
+    return {name: [Path(p).name.replace("_", " ") for p in places] for name, places in missing.items() if places}
+
+
+def _is_finished(place: Path) -> bool:
+    records = [read_json(file) for file in place.glob("*_record.json")]
+    return (place / "cases.csv").is_file() and all(record["finished"] for record in records)
+
+
+def simulated(root: Path) -> bool:
+    """Whether a dataset_description.json or a datalist below the folder says `"simulated": true`."""
+    files = [*root.rglob("dataset_description.json"), *root.rglob("*datalist*.json"), *root.rglob("folds/*.json")]
+    return any(content.get("simulated") is True for content in map(read_json, files) if isinstance(content, dict))
+
+
+def notes(runs: Mapping[str, Run], roots: Sequence[Path], groups: Sequence[Sequence[str]]) -> list[str]:
+    """What a reader must know before comparing: sentences about gaps, other protocols and other test sets.
+
+    Args:
+        groups: names of runs that stand side by side in a table or figure, so that they should have the same cases.
+    """
+    found = [
+        f"{name} is not complete: no finished evaluation of {listed(folds)}. Run the study again, which goes on there."
+        for root in roots
+        for name, folds in unfinished(root).items()
+    ]
+    for group in groups:
+        found += _differences([runs[name] for name in group if name in runs])
+    found += [gap for run in runs.values() for gap in _gaps(run)]
+    if len(runs) == 1:
+        found.append(f"{next(iter(runs))} is the only run: there is nothing to compare it with.")
+    return list(dict.fromkeys(found))
+
+
+def _differences(group: Sequence[Run]) -> list[str]:
+    """Why runs of one table cannot all be compared."""
+    found = []
+    protocols = sorted({run.protocol for run in group})
+    if len(protocols) > 1:
+        found.append(
+            f"The runs were evaluated under different protocols ({', '.join(protocols)}); only runs of one protocol "
+            f"are compared with each other."
+        )
+    every_case = {case for run in group for case in run.cases}
+    for run in group:
+        if absent := sorted(every_case - set(run.cases)):
+            found.append(
+                f"{run.name} lacks {len(absent)} of {len(every_case)} cases: {listed(absent)}. Its means are over "
+                f"other cases than those of runs that have them; it is compared only with runs of the same cases."
+            )
+    return found
+
+
+def _gaps(run: Run) -> list[str]:
+    """Metrics without a single value, and a Dice that a case lacks; distances may be missing, and tables count them."""
+    metrics = dict.fromkeys(metric for row in run.cases.values() for metric in row)
+    missing = {metric: [case for case, value in run.values(metric).items() if math.isnan(value)] for metric in metrics}
+    empty = [metric for metric, cases in missing.items() if len(cases) == len(run.cases)]
+    found = [f"{run.name} has no value at all of {listed(empty)}: look at its pictures."] if empty else []
+    found += [
+        f"{run.name} has no {metric} of {listed(cases)}: evaluate it again."
+        for metric, cases in missing.items()
+        if metric.endswith("dice") and cases and metric not in empty
+    ]
+    return found
+
+
+def read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise ValueError(f"{file} cannot be read as JSON ({reason}): mend or remove it") from reason
+
+
+def _run(name: str, places: Sequence[Path]) -> Run:
+    cases, folders, protocols, calibrations = {}, {}, set(), []
+    for place in places:
+        for row in _read_csv(place / "cases.csv", ("protocol", "case")):
+            case = row.pop("case")
+            if case in cases:
+                raise ValueError(f"{name} holds the case {case} twice: in {folders[case].parent} and {place}; keep one")
+            protocols.add(row.pop("protocol"))
+            cases[case] = {metric: _number(cell, place / "cases.csv") for metric, cell in row.items()}
+            folders[case] = place / case
+        if (place / "calibration.csv").is_file():
+            calibrations.append(_calibration(place / "calibration.csv"))
+    if len(protocols) != 1:
+        found = f"the protocols {sorted(protocols)}" if protocols else "no case"
+        raise ValueError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
+    records = [read_json(file) for place in places for file in sorted(place.glob("*_record.json"))]
+    minutes = sum(record["minutes"] for record in records) if records else math.nan
+    machine = " and ".join(sorted({record["machine"] for record in records}))
+    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), minutes, machine)
+
+
+def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Counts added up; the edges of the bins kept. None without tables."""
+    if not tables:
+        return None
+    return np.concatenate([tables[0][:, :2], sum(table[:, 2:] for table in tables)], axis=1)
+
+
+def _calibration(file: Path) -> np.ndarray:
+    cases: dict[str, list[list[float]]] = {}
+    for row in _read_csv(file, ("case", *CALIBRATION)):
+        cases.setdefault(row["case"], []).append([_number(row[name], file) for name in CALIBRATION])
+    tables = [np.array(table) for table in cases.values()]
+    if not tables or len({table.shape for table in tables}) > 1:
+        raise ValueError(f"{file} does not hold the same bins for every case: evaluate again")
+    return sum_calibrations(tables)
+
+
+def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with open(file, newline="", encoding="utf-8") as text:
+            table = csv.DictReader(text)
+            header, rows = table.fieldnames or [], list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as reason:
+        raise ValueError(f"{file} cannot be read ({reason}): evaluate again") from reason
+    if missing := [column for column in columns if column not in header]:
+        raise ValueError(f"{file} has no column {missing}, found {header}: evaluate again")
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{file} has rows that are longer or shorter than its header: evaluate again")
+    return rows
+
+
+def _number(cell: str, file: Path) -> float:
+    try:
+        return float(cell) if cell else math.nan
+    except ValueError as reason:
+        raise ValueError(f"{file} holds {cell!r} where a number belongs: evaluate again") from reason
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + " …" * (len(names) > most)

@@ -1,0 +1,81 @@
+"""Paired comparisons of two methods on the same cases."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method minus the reference, over the cases where both have a value.
+
+    Args:
+        pairs: how many cases those are; the numbers below are NaN for fewer than two.
+        above, below: in how many of them the method's value is larger, and smaller.
+        difference, low, high: mean difference and its bootstrap confidence interval.
+        t_test, wilcoxon: two-sided p-values of the paired t-test and the Wilcoxon signed-rank test, not corrected.
+    """
+
+    pairs: int
+    above: int
+    below: int
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    t_test: float = math.nan
+    wilcoxon: float = math.nan
+
+
+def compare(values: Mapping[str, float], reference: Mapping[str, float]) -> Comparison:
+    """Compare two methods, given case -> value of one metric; cases where either has no finite value are left out.
+
+    No difference at all has p = 1; differences that are all alike leave the t-test without a p.
+    """
+    differences = np.array([values[case] - reference[case] for case in values if case in reference])
+    differences = differences[np.isfinite(differences)]
+    counts = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
+    if len(differences) < 2:
+        return Comparison(*counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a precision that a p-value does not need
+        t_test, wilcoxon = stats.ttest_1samp(differences, 0).pvalue, stats.wilcoxon(differences).pvalue
+    if not np.ptp(differences):  # no variance to test with
+        t_test = math.nan if differences[0] else 1.0
+    return Comparison(*counts, float(differences.mean()), *interval(differences), float(t_test), float(wilcoxon))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap confidence interval of a mean: 10,000 resamples, seed 0."""
+    if not np.ptp(values):
+        return float(values[0]), float(values[0])
+    random, settings = np.random.default_rng(0), {"n_resamples": RESAMPLES, "confidence_level": CONFIDENCE}
+    found = stats.bootstrap((values,), np.mean, method="percentile", random_state=random, **settings)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for the number of tests by Holm's step-down method (1979); NaN stays and is not counted."""
+    p = np.asarray(p_values, dtype=float)
+    corrected = np.full(len(p), math.nan)
+    order = [index for index in np.argsort(p, kind="stable") if not math.isnan(p[index])]
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, p[index] * (len(order) - rank)))
+        corrected[index] = largest
+    return corrected.tolist()
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's, of the pairs that are finite; NaN below three pairs or when either is constant."""
+    pairs = np.array([one, other], dtype=float)
+    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+    if pairs.shape[1] < 3 or not np.ptp(pairs, axis=1).all():
+        return math.nan
+    return float(stats.spearmanr(*pairs).statistic)

@@ -1,0 +1,452 @@
+"""Train and evaluate a list of configurations one after another: ``python -m tissnet_components study STUDY.json``."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from os.path import abspath
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from tissnet_components.datasets.brats import patient_of
+from tissnet_components.datasets.cases import SECTIONS, load_datalist
+from tissnet_components.report import write_whole
+from tissnet_components.report.layouts import check_report
+
+ROW_KEYS = ("configs", "options", "evaluation_configs", "evaluation_options")  # of a row, and of all rows
+STUDY_KEYS = (
+    "base",
+    "title",
+    "bundle",
+    "dataset_dir",
+    "out",
+    "folds",
+    "datalists",
+    "validation",
+    "seed",
+    "rows",
+    "report",
+)
+REQUIRED_KEYS = ("bundle", "dataset_dir", "out", "rows")
+STEPS = {  # the bundle's entry points -> their configs, and those that torchrun needs
+    "training": (["train"], ["multi_gpu_train"]),
+    "evaluating": (["train", "evaluate"], ["multi_gpu_train", "multi_gpu_evaluate"]),
+}
+DOES = {"training": "train", "evaluating": "evaluate"}  # a row's keys
+STARTED = "=== started "
+FINISHED_EPOCH = re.compile(r"Epoch\[(\d+)\] Complete")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a study: the training or the evaluation of one row on one fold."""
+
+    kind: str  # of STEPS
+    row: str
+    label: str
+    folder: Path
+    configs: list[str]
+    settings: dict
+
+    @property
+    def overlay(self) -> Path:
+        """The settings, as a config that lies over the others."""
+        return self.folder / f"{self.kind}.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.kind}.txt"
+
+    @property
+    def record(self) -> dict:
+        """The configs and settings it was started with, the minutes so far, and whether it is finished."""
+        file = self.folder / f"{self.kind}_record.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def keep(self, minutes: float, finished: bool) -> None:
+        record = {"minutes": round(minutes, 2), "finished": finished, "machine": machine(), **self.what}
+        write_whole(self.folder / f"{self.kind}_record.json", to_json(record))
+
+    @property
+    def what(self) -> dict:
+        return {"configs": self.configs, "settings": self.settings}
+
+    @property
+    def state(self) -> str:
+        record = self.record
+        if not record:
+            return "to do"
+        return "done" if record["finished"] and record.items() >= self.what.items() else "begun"
+
+
+def study(
+    file: str,
+    out: str | None = None,
+    dataset_dir: str | None = None,
+    only: str | Sequence[str] | None = None,
+    processes: int = 1,
+    dry_run: bool = False,
+) -> None:
+    """Train and evaluate every row of a study, fold by fold; the same command again goes on where it stopped.
+
+    What is finished is skipped; a training that was cut resumes from the bundle's own checkpoint. A run that fails is
+    named at the end with its reason, and the others go on. `report --runs OUT` then writes tables and figures.
+
+        python -m tissnet_components study studies/smoke.json
+
+    Args:
+        file: the study, JSON; docs/study.md lists its keys. Relative paths in it start at its folder.
+        out: folder for all that comes out, instead of the study's.
+        dataset_dir: folder of the data, which holds datalist.json, instead of the study's.
+        only: names of the rows to run, separated by commas; by default all.
+        processes: of one machine, by torchrun, usually one per GPU; above 1, the bundle's multi_gpu_train.json and
+            multi_gpu_evaluate.json lie over the other configs.
+        dry_run: list the runs and how far they are, and run nothing.
+
+    Raises:
+        ValueError: before anything is run, a mistake in the study, or a row that was begun with other settings.
+    """
+    content = read_study(file, out, dataset_dir)
+    datalists = fold_datalists(content)
+    steps = list(study_steps(content, datalists, processes))
+    check_options(content, steps)
+    steps = chosen_steps(steps, only)
+    for step in steps:
+        check_unchanged(step)
+    if dry_run:
+        print_steps(steps)
+        return
+    write_whole(Path(content["out"], "study.json"), to_json(content | {"runs": _folders(content, datalists)}))
+    failed = run_steps(steps, Path(content["bundle"]), processes)
+    print(f"report: python -m tissnet_components report --runs {content['out']} --out {content['out']}/report")
+    if failed:
+        print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None = None) -> dict:
+    """A study with all its keys, paths absolute.
+
+    Raises:
+        ValueError: no such file, not JSON, an unknown or missing key, no rows, two rows of one name, no such bundle.
+    """
+    file = Path(abspath(str(file)))
+    given = _read_with_base(file)
+    given |= {key: abspath(str(value)) for key, value in {"out": out, "dataset_dir": dataset_dir}.items() if value}
+    if missing := [key for key in REQUIRED_KEYS if not given.get(key)]:
+        raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/study.md lists the keys")
+    for row in given["rows"]:
+        _check_keys(row, ("name", "train", "evaluate", *ROW_KEYS), f"a row of study {file}")
+    names = [slug(row.get("name", "")) for row in given["rows"]]
+    if "" in names or len(set(names)) < len(names) or any(set(row["name"]) & set(",:") for row in given["rows"]):
+        raise ValueError(f"the rows of study {file} need different names, without comma and colon; found {names}")
+    check_report(given.get("report", {}), [row["name"] for row in given["rows"]])
+    paths = {key: abspath(file.parent / given[key]) for key in ("bundle", "dataset_dir", "out")}
+    if not Path(paths["bundle"], "configs", "train.json").is_file():
+        raise ValueError(f"{paths['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
+    datalists = [abspath(file.parent / path) for path in given.get("datalists", [])]
+    return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, **given, **paths, "datalists": datalists}
+
+
+def fold_datalists(content: Mapping) -> dict[str, str]:
+    """Fold -> its datalist: those of the study, or K made from the data's own; without folds, the name is empty."""
+    if content["datalists"]:
+        return {f"fold_{number}": path for number, path in enumerate(content["datalists"], start=1)}
+    whole = Path(content["dataset_dir"], "datalist.json")
+    if not content["folds"]:
+        return {"": str(whole)}
+    return write_folds(whole, Path(content["out"], "folds"), content["folds"], content["seed"], content["validation"])
+
+
+def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validation: int = 1) -> dict[str, str]:
+    """Write `fold_1.json`... for a cross-validation in which every patient is tested exactly once.
+
+    The patients of all sections are shuffled by the seed and dealt to the folds; in each fold the validation patients
+    are drawn by the seed from those that it does not test, and the others train. A patient's time points stay together.
+
+    Args:
+        datalist: any datalist; its sections are not kept.
+        folder: for the new ones, whose paths are absolute.
+        folds: how many, at least 2.
+        validation: patients per fold, at least 1.
+
+    Returns:
+        fold -> file.
+
+    Raises:
+        ValueError: a bad datalist, too few patients, or folds in the folder that were made otherwise.
+    """
+    try:
+        content = json.loads(datalist.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}  # load_datalist says what is wrong
+    filled = [section for section in SECTIONS if content.get(section)] or SECTIONS[:1]
+    cases = [case for section in filled for case in load_datalist(datalist, section)]
+    patients = sorted({patient_of(case["case"]) for case in cases})
+    if folds < 2 or validation < 1 or len(patients) < folds or len(patients) - -(-len(patients) // folds) <= validation:
+        raise ValueError(
+            f"{len(patients)} patients in {datalist} cannot give {folds} folds with {validation} for validation each"
+        )
+    random.Random(seed).shuffle(patients)
+    files = {}
+    for fold in range(folds):
+        tested = patients[fold::folds]
+        validated = random.Random(f"{seed} {fold}").sample(
+            [name for name in patients if name not in tested], validation
+        )
+        section_of = dict.fromkeys(tested, "test") | dict.fromkeys(validated, "validation")
+        chosen = {
+            section: [case for case in cases if section_of.get(patient_of(case["case"]), "training") == section]
+            for section in SECTIONS
+        }
+        files[f"fold_{fold + 1}"] = _write_unchanged(folder / f"fold_{fold + 1}.json", content | chosen)
+    return files
+
+
+def study_steps(content: Mapping, datalists: Mapping[str, str], processes: int = 1) -> Iterator[Step]:
+    """Every training and evaluation, fold by fold, rows in their order: what others build on stands first.
+
+    Raises:
+        ValueError: a config that is not there, or a row's option that none of its configs has.
+    """
+    for fold, datalist in datalists.items():
+        for row in content["rows"]:
+            for kind in [kind for kind, key in DOES.items() if row.get(key, True)]:
+                yield _step(kind, content, row, fold, datalist, processes)
+
+
+def chosen_steps(steps: Sequence[Step], only: str | Sequence[str] | None) -> list[Step]:
+    """The steps of the rows that were named; all when none was.
+
+    Raises:
+        ValueError: a name that no row has.
+    """
+    wanted = [name.strip() for name in only.split(",")] if isinstance(only, str) else list(only or [])
+    names = list(dict.fromkeys(step.row for step in steps))
+    if unknown := [name for name in wanted if name not in names]:
+        raise ValueError(f"the study has no row {unknown[0]!r}; it has {names}")
+    return [step for step in steps if not wanted or step.row in wanted]
+
+
+def check_options(content: Mapping, steps: Sequence[Step]) -> None:
+    """Refuse an option of all rows that no step took."""
+    taken = {key for step in steps for key in step.settings}
+    given = [*content.get("options", {}), *content.get("evaluation_options", {})]
+    if steps and (unknown := [key for key in given if key not in taken]):
+        raise ValueError(f"no config of any row has the option {unknown[0]!r}; mend 'options' in the study")
+
+
+def check_unchanged(step: Step) -> None:
+    """Refuse to mix: a training that was begun goes on only with its own settings, but for more epochs."""
+    record = step.record
+    if step.kind != "training" or not record:
+        return
+    old, new = ({**run["settings"], "configs": run["configs"]} for run in (record, step.what))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed and not (changed == ["epochs"] and new.get("epochs", 0) > old.get("epochs", 0)):
+        key = changed[0]
+        raise ValueError(
+            f"{step.label} was begun with {key} {old.get(key)}, now it is {new.get(key)}: give another --out, or "
+            f"remove {step.folder} and its weights {new['ckpt_dir']}/{new['model_name']}*.pt"
+        )
+
+
+def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[str]:
+    """Run what is not done, with a progress line; returns what failed and why."""
+    failed: dict[Path, str] = {}
+    with tqdm(total=len(steps), desc="study", unit="run", file=sys.stdout, dynamic_ncols=True) as progress:
+        for step in steps:
+            if (
+                step.state != "done"
+                and step.folder not in failed
+                and (reason := run_step(step, bundle, processes, progress))
+            ):
+                failed[step.folder] = f"{step.label}: {reason}; log: {step.log}"
+                progress.write(f"failed: {failed[step.folder]}")
+            progress.update()
+    return list(failed.values())
+
+
+def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
+    """Run one step to its end, its output going to its log; returns why it failed, or nothing."""
+    minutes, started = step.record.get("minutes", 0), time.monotonic()
+    write_whole(step.overlay, to_json(step.settings))
+    step.keep(minutes, finished=False)
+    status = None
+    with step.log.open("a") as log:
+        print(f"{STARTED}{time.ctime()}: {step.label}", file=log, flush=True)
+        child = subprocess.Popen(command(step, processes), cwd=bundle, stdout=log, stderr=log, env=_environment())
+        try:
+            while status is None:
+                progress.set_postfix_str(f"{step.label} {_epoch(step)}".strip(), refresh=sys.stdout.isatty())
+                status = _wait(child, seconds=1)
+        except KeyboardInterrupt:
+            _wait(child, seconds=20)  # a terminal's Ctrl-C has reached it too
+            raise SystemExit("stopped; the same command goes on where it stopped") from None
+        finally:
+            child.kill()
+            step.keep(minutes + (time.monotonic() - started) / 60, finished=status == 0)
+    return "" if status == 0 else _reason(step.log, status)
+
+
+def command(step: Step, processes: int = 1) -> list[str]:
+    """What a user would type in the bundle's folder."""
+    files = [f"configs/{name}.json" for name in step.configs] + [str(step.overlay)]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] * (processes > 1)
+    return [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        *torchrun,
+        "monai.bundle",
+        "run",
+        step.kind,
+        "--config_file",
+        str(files),
+    ]
+
+
+def machine() -> str:
+    """What the minutes were measured on, as one line."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} CPU cores, {gpu}, PyTorch {version('torch')}, MONAI {version('monai')}"
+
+
+def slug(name: str) -> str:
+    """A row's name as that of its folder and weights."""
+    return re.sub(r"[^\w.+-]+", "_", str(name)).strip("_.")
+
+
+def to_json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def print_steps(steps: Sequence[Step]) -> None:
+    table = Table("run", "configs", "state", "minutes")
+    for step in steps:
+        table.add_row(step.label, ", ".join(step.configs), step.state, f"{step.record.get('minutes', 0):.1f}")
+    Console().print(table)
+
+
+def _read_with_base(file: Path) -> dict:
+    """A study's own keys, over those of the study that it starts from."""
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
+    _check_keys(given, (*STUDY_KEYS, *ROW_KEYS), f"study {file}")
+    base = given.pop("base", None)
+    return {**_read_with_base(file.parent / base), **given} if base else given
+
+
+def _check_keys(given: object, known: Sequence[str], where: str) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/study.md shows one")
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
+
+
+def _folders(content: Mapping, datalists: Mapping[str, str]) -> dict[str, list[str]]:
+    """Row -> folders of its evaluations below `out`, from which the report knows what is missing."""
+    rows = [row["name"] for row in content["rows"] if row.get("evaluate", True)]
+    return {name: [Path(slug(name), fold).as_posix() for fold in datalists] for name in rows}
+
+
+def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, processes: int) -> Step:
+    base, parallel = STEPS[kind]
+    label = ", ".join(part for part in (row["name"], fold.replace("_", " "), kind) if part)
+    configs = [*base, *map(_config_name, _listed(kind, "configs", row, content))]
+    configs += parallel if processes > 1 else []
+    folder = Path(content["out"], slug(row["name"]), fold)
+    settings = {
+        "model_name": slug(row["name"]),
+        **_options(kind, row, content, _ids(content["bundle"], tuple(configs)), label),
+        "dataset_dir": content["dataset_dir"],
+        "datalist": datalist,
+        "ckpt_dir": str(Path(content["out"], "models", fold)),
+        "output_dir": str(folder / "training" if kind == "training" else folder),
+    }
+    return Step(kind, row["name"], label, folder, configs, settings)
+
+
+def _listed(kind: str, key: str, *levels: Mapping) -> list:
+    """What several levels hold under a key and, for an evaluation, under its own key too."""
+    keys = [key, f"evaluation_{key}"] if kind == "evaluating" else [key]
+    return [value for name in keys for level in levels for value in level.get(name, [])]
+
+
+def _options(kind: str, row: Mapping, content: Mapping, ids: ConfigParser, label: str) -> dict:
+    """Options of all rows, as far as this row's configs have them, and the row's own over them.
+
+    MONAI would add a mistyped id silently, and the run would not be what its name says.
+    """
+    keys = ["options", "evaluation_options"] if kind == "evaluating" else ["options"]
+    common, own = ({k: v for key in keys for k, v in level.get(key, {}).items()} for level in (content, row))
+    if unknown := [key for key in own if key.lstrip("+") not in ids]:
+        raise ValueError(f"{label}: no config has the option {unknown[0]!r}; mend 'options' in the study")
+    return {key: value for key, value in common.items() if key.lstrip("+") in ids} | own
+
+
+def _config_name(name: str) -> str:
+    return name.removeprefix("configs/").removesuffix(".json")
+
+
+@cache
+def _ids(bundle: str, configs: tuple[str, ...]) -> ConfigParser:
+    """The ids of merged configs."""
+    files = [Path(bundle, "configs", f"{name}.json") for name in configs]
+    if absent := [file for file in files if not file.is_file()]:
+        raise ValueError(f"{absent[0]} does not exist; mend 'configs' in the study")
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    return parser
+
+
+def _write_unchanged(file: Path, content: dict) -> str:
+    if file.is_file() and file.read_bytes() != to_json(content):
+        raise ValueError(f"{file} was made from another datalist, seed or number of folds; give another --out")
+    return str(write_whole(file, to_json(content)))
+
+
+def _environment() -> dict[str, str]:
+    """A line of progress every half minute is enough for a log."""
+    return {**os.environ, "TQDM_MININTERVAL": "30", "PYTHONUNBUFFERED": "1"}
+
+
+def _wait(child: subprocess.Popen, seconds: float) -> int | None:
+    try:
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _epoch(step: Step) -> str:
+    epochs = FINISHED_EPOCH.findall(_last_start(step.log)) if step.kind == "training" else []
+    return f"epoch {epochs[-1]}/{step.settings.get('epochs', '?')}" if epochs else ""
+
+
+def _reason(log: Path, status: int) -> str:
+    """The sentence that the run ended with."""
+    lines = [line.strip() for line in _last_start(log).splitlines()[1:] if line.strip()] or ["no output"]
+    errors = [line for line in lines if line.startswith("error: ")] or lines
+    return f"{errors[-1].removeprefix('error: ')} (status {status})"
+
+
+def _last_start(log: Path, most: int = 100_000) -> str:
+    """The end of a log, at most some bytes, of the last start alone."""
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - most, 0))
+        return file.read().decode(errors="replace").rpartition(STARTED)[2]
