@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tissnet_components.unet25d import UNet25D
+from tissnet_components.unet25d import Norm, UNet25D
 
 ABSENT = -1.0  # the background of a normalised image: a contrast without any signal
 
@@ -34,8 +34,9 @@ class ModalityDropoutUNet25D(UNet25D):
         widths: Sequence[int],
         dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
         upsampling: str = "interpolation",
+        norm: Norm = "batch",
     ) -> None:
-        super().__init__(source_channels + 1, widths, dropout, upsampling)
+        super().__init__(source_channels + 1, widths, dropout, upsampling, norm)
         self.source_channels = source_channels
 
     def decode(self, image: torch.Tensor, branches: list[str] | None = None) -> dict[str, torch.Tensor]:

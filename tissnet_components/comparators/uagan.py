@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tissnet_components.losses import WeightedTerms, dice_loss
 from tissnet_components.patchgan import PatchGAN
-from tissnet_components.unet25d import PLANAR_LEVELS, DualBranchUNet25D, Encoder25D, pad_far_ends
+from tissnet_components.unet25d import PLANAR_LEVELS, DualBranchUNet25D, Encoder25D, Norm, pad_far_ends
 
 
 class GatedExchange(nn.Module):
@@ -31,10 +31,10 @@ class GatedExchange(nn.Module):
         own, other, returns: (B, channels, X, Y, Z).
     """
 
-    def __init__(self, channels: int, planar: bool) -> None:
+    def __init__(self, channels: int, planar: bool, norm: Norm = "batch") -> None:
         super().__init__()
         kernel = (3, 3, 1) if planar else 3
-        self.convolve = Convolution(3, channels, channels, kernel_size=kernel, norm="batch", act="prelu")
+        self.convolve = Convolution(3, channels, channels, kernel_size=kernel, norm=norm, act="prelu")
         self.gate = Convolution(3, channels, channels, kernel_size=kernel, norm=None, act="sigmoid")
 
     def forward(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ class Uagan(DualBranchUNet25D):
 
     Args:
         source_channels: C, the source contrasts; the target is contrast C.
-        widths, dropout, upsampling: as in ``DualBranchUNet25D``.
+        widths, dropout, upsampling, norm: as in ``DualBranchUNet25D``.
 
     Shapes:
         image: (B, C, X, Y, Z); any spatial size.
@@ -59,14 +59,17 @@ class Uagan(DualBranchUNet25D):
         widths: Sequence[int],
         dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
         upsampling: str = "interpolation",
+        norm: Norm = "batch",
     ) -> None:
-        super().__init__(source_channels, widths, {"synthetic": "tanh", "fine": "sigmoid"}, dropout, upsampling)
+        super().__init__(source_channels, widths, {"synthetic": "tanh", "fine": "sigmoid"}, dropout, upsampling, norm)
         self.contrasts = source_channels + 1
-        self.translation_encoder = Encoder25D(source_channels + self.contrasts, widths, dropout)
+        self.translation_encoder = Encoder25D(source_channels + self.contrasts, widths, dropout, norm)
         self.translation_encoder.levels[-1] = self.encoder.levels[-1]  # the shared bottleneck
         self.exchanges = nn.ModuleDict(
             {
-                name: nn.ModuleList(GatedExchange(w, level < PLANAR_LEVELS) for level, w in enumerate(widths[:-1]))
+                name: nn.ModuleList(
+                    GatedExchange(w, level < PLANAR_LEVELS, norm) for level, w in enumerate(widths[:-1])
+                )
                 for name in self.decoders
             }
         )
