@@ -6,6 +6,7 @@ In this process, by the workflow that `monai.bundle run` builds; networks of two
 import csv
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,20 @@ def test_every_table_is_there_and_every_overlay_has_a_row():
     assert list(ROWS) == ["Tables 1 and 5", "Tables 2 and 6", "Table 3", "Tables 4 and 7", "Fig. 6"]
     assert [len(rows) for rows in ROWS.values()] == [6, 10, 1, 12, 9]
     assert sorted({config for configs in CONFIGS.values() for config in configs} - {"direct_segmentation"}) == OVERLAYS
+
+
+def test_the_documented_shell_function_trains_and_evaluates_a_row():
+    [function] = re.findall(r"^```bash\n(DATA=.*?)^```", (ROOT / "docs/reproduce.md").read_text(), re.M | re.S)
+    script = f'python() {{ echo "$@"; }}\n{function}\nrow model\nrow all_fine ablations/fine_only ablations/t2_only'
+    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    start, end = "-m monai.bundle run", "--dataset_dir ../../data --model_name"
+    fine = "'configs/ablations/fine_only.json','configs/ablations/t2_only.json'"
+    assert printed == [
+        f"{start} training --config_file ['configs/train.json'] {end} model",
+        f"{start} evaluating --config_file ['configs/train.json','configs/evaluate.json'] {end} model",
+        f"{start} training --config_file ['configs/train.json',{fine}] {end} all_fine",
+        f"{start} evaluating --config_file ['configs/train.json','configs/evaluate.json',{fine}] {end} all_fine",
+    ]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

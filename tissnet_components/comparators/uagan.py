@@ -146,7 +146,7 @@ class UaganLoss(WeightedTerms):
         shape_epochs: int = 60,
     ) -> None:
         super().__init__(loss_weights, ("adversarial", "contrast", "cycle", "fine", "shape"))
-        self.network = network
+        self.network = getattr(network, "module", network)
         self.critic = critic
         self.lr_scheduler = lr_scheduler
         self.shape_epochs = shape_epochs
@@ -163,7 +163,7 @@ class UaganLoss(WeightedTerms):
         samples, channels = source.shape[:2]
         origin = torch.randint(channels, (samples,), device=source.device)
         back = self.network.translate(maps["synthetic"].expand(-1, channels, -1, -1, -1), origin)
-        original = source[torch.arange(samples), origin].unsqueeze(1)
+        original = source[torch.arange(samples, device=source.device), origin].unsqueeze(1)
         return {
             "adversarial": lambda: -scores.mean(),
             "contrast": lambda: F.cross_entropy(contrast, torch.full_like(origin, channels)),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tissnet_components.losses import WeightedTerms, dice_loss
 from tissnet_components.training import frozen
@@ -53,7 +54,7 @@ class WangLoss(WeightedTerms):
 
     def __init__(self, loss_weights: dict[str, float], network: nn.Module, lesion_weight: float) -> None:
         super().__init__(loss_weights, ("lesion_l1", "features", "fine"))
-        self.network = network
+        self.network = getattr(network, "module", network)
         self.lesion_weight = lesion_weight
 
     def terms(
@@ -69,4 +70,4 @@ class WangLoss(WeightedTerms):
         """Mean squared difference of the two images' high-level features; its gradient reaches ``synthetic`` alone."""
         encoder = self.network.segmentor.encoder
         seen, wanted = (high_level_features(encoder, image).float() for image in (synthetic, target))
-        return nn.functional.mse_loss(seen, wanted)
+        return F.mse_loss(seen, wanted)
