@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tissnet_components.cascade import (
+    Frozen,
     PerceivedCascade,
     TissNet,
     compact,
@@ -90,6 +91,38 @@ def test_the_cascade_gives_every_map_in_its_range(network, sample):
     assert torch.equal(maps["refined"], refine_with_error(maps["coarse"], maps["error"]))
     assert all(maps[name].min() >= 0 and maps[name].max() <= 1 for name in ("coarse", "fine", "error", "refined"))
     assert maps["synthetic"].abs().max() <= 1
+
+
+def test_without_a_segmentor_there_is_what_the_generator_gives(network, sample):
+    alone = TissNet(network.generator, None).eval()
+    assert list(alone.cascade(sample.source)) == ["synthetic", "coarse"]
+
+
+def test_the_segmentor_may_have_one_branch(network, sample):
+    del network.segmentor.decoders["fine"]
+    maps = network.eval().cascade(sample.source)
+    assert list(maps) == ["synthetic", "coarse", "error", "refined"]
+    assert torch.equal(maps["refined"], refine_with_error(maps["coarse"], maps["error"]))
+
+
+@pytest.mark.parametrize("detach_coarse", [False, True])
+def test_the_generator_may_give_the_synthetic_image_alone(sample, detach_coarse):
+    generator = UNet25D(3, WIDTHS)
+    generator.forward = lambda image: {"synthetic": image[:, :1]}
+    segmentor = Recorder()
+    TissNet(generator, segmentor, ["source", "synthetic"], detach_coarse).segment(
+        sample.source, generator(sample.source)
+    )
+    assert torch.equal(segmentor.image, torch.cat([sample.source, sample.source[:, :1]], 1))
+
+
+def test_a_frozen_network_stays_in_eval_mode_without_gradients(perceptor, sample):
+    frozen = Frozen(perceptor).train()
+    assert not perceptor.training
+    image = sample.target.requires_grad_(True)
+    frozen(image).mean().backward()
+    assert image.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in perceptor.parameters())
 
 
 @pytest.mark.parametrize("size", [(16, 16, 155), (1, 1, 1), (33, 47, 9)], ids=str)

@@ -149,6 +149,11 @@ def test_a_map_is_saved_under_its_case_in_its_own_geometry(tmp_path, dtype):
     assert saved.get_data_dtype() == dtype
 
 
+def test_a_map_that_a_network_does_not_have_is_not_written(tmp_path):
+    SaveImageCased("error", str(tmp_path), "error")({"fine": torch.zeros(1, 2, 3, 4)})
+    assert files_below(tmp_path) == set()
+
+
 def test_an_overview_shows_the_maps_that_are_there(tmp_path):
     image = MetaTensor(torch.rand(2, 16, 16, 4), affine=torch.eye(4), meta={"case": "anna"})
     data = {"image": image, "fine": image[:1]}
@@ -201,3 +206,20 @@ def test_the_chosen_map_is_sent_back(choice, value, kind):
 def test_an_unknown_map_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="there is no map 'flair'; choose one of mask, synthetic, error, disagreement"):
         ChooseMapd("flair")(MAPS)
+
+
+def test_a_network_of_fewer_sources_takes_its_own_out_of_a_datalist(tmp_path):
+    datalist = tmp_path / "datalist.json"
+    entry = '{"case": "anna", "image": ["anna_t1.nii.gz", "anna_t2.nii.gz"]}'
+    datalist.write_text(f'{{"sources": ["t1", "t2"], "test": [{entry}]}}')
+    (case,) = find_scans(str(tmp_path), ["t2"], str(datalist), "test")
+    assert case["image"] == [str(tmp_path / "anna_t2.nii.gz")]
+    (case,) = find_scans(str(tmp_path), ["t2", "t1"], str(datalist), "test")
+    assert case["image"] == [str(tmp_path / "anna_t2.nii.gz"), str(tmp_path / "anna_t1.nii.gz")]
+
+
+def test_a_case_with_fewer_images_than_named_sources_is_refused(tmp_path):
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text('{"sources": ["t1", "t2"], "test": [{"case": "anna", "image": ["anna_t2.nii.gz"]}]}')
+    with pytest.raises(ValueError, match=r"names the sources \['t1', 't2'\], but anna has 1 images"):
+        find_scans(str(tmp_path), ["t2"], str(datalist), "test")

@@ -114,7 +114,8 @@ def test_the_discriminators_see_detached_maps(update, batch):
     update.discriminator_loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     update.update_network = lambda *_: {"loss": torch.tensor(0.0)}
     train(update, batch)
-    assert not seen[0].requires_grad
+    assert set(seen[0]) == {"synthetic", "coarse", "fine", "error", "refined"}
+    assert not any(value.requires_grad for value in seen[0].values())
     assert without_gradients(update.network)
     assert not without_gradients(update.discriminators)
 

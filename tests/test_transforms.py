@@ -151,6 +151,11 @@ def test_two_maps_differ_by_their_absolute_difference():
     assert difference["fine"] is data["fine"]
 
 
+def test_there_is_no_difference_to_a_map_that_is_not_there():
+    data = {"fine": torch.tensor([0.75, 0.0])}
+    assert AbsoluteDifferenced(["fine", "refined"], "disagreement")(data) == data
+
+
 def test_a_difference_needs_two_maps():
     with pytest.raises(ValueError, match="two keys"):
         AbsoluteDifferenced("fine", "disagreement")

@@ -28,8 +28,9 @@ class TissNet(nn.Module):
     """Generator G then segmentor S, end to end (Section 3).
 
     Args:
-        generator: maps the source to ``synthetic`` and ``coarse``.
-        segmentor: maps the concatenated ``segmentor_inputs`` to ``fine`` and ``error``.
+        generator: maps the source to ``synthetic`` and ``coarse``; ``coarse`` may be absent if nothing needs it.
+        segmentor: maps the concatenated ``segmentor_inputs`` to ``fine`` and ``error``, or one of them; None for
+            synthesis alone (Tables 1 and 5).
         segmentor_inputs: what the segmentor sees, among ``source``, ``synthetic`` and ``coarse`` (Tables 2 and 6).
         detach_coarse: the segmentor and Eq. 7 take ``coarse`` as given, so that their losses reach the generator
             through ``synthetic`` alone; docs/design.md tells when this is needed.
@@ -40,12 +41,13 @@ class TissNet(nn.Module):
 
     Raises:
         ValueError: on an unknown name in ``segmentor_inputs``.
+        KeyError: in ``forward``, where nothing gives ``fine``; ``cascade`` gives what there is.
     """
 
     def __init__(
         self,
         generator: nn.Module,
-        segmentor: nn.Module,
+        segmentor: nn.Module | None,
         segmentor_inputs: Sequence[str] = SEGMENTOR_INPUTS,
         detach_coarse: bool = False,
     ) -> None:
@@ -65,10 +67,12 @@ class TissNet(nn.Module):
     def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every map: ``synthetic``, ``coarse``, ``fine``, ``error`` and ``refined`` (Eq. 7)."""
         maps = self.generator(image)
-        coarse = maps["coarse"].detach() if self.detach_coarse else maps["coarse"]
-        maps.update(self.segment(image, {"synthetic": maps["synthetic"], "coarse": coarse}))
+        generated = dict(maps)
+        if self.detach_coarse and "coarse" in maps:
+            generated["coarse"] = maps["coarse"].detach()
+        maps.update(self.segment(image, generated))
         if "error" in maps:
-            maps["refined"] = refine_with_error(coarse, maps["error"])
+            maps["refined"] = refine_with_error(generated["coarse"], maps["error"])
         return maps
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -84,8 +88,11 @@ class TissNet(nn.Module):
     def segment(
         self, image: torch.Tensor, generated: dict[str, torch.Tensor], branches: list[str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """The segmentor's maps from x-tilde, the concatenation of what it may see."""
-        visible = {"source": image, "synthetic": generated["synthetic"], "coarse": generated["coarse"]}
+        """The segmentor's maps from x-tilde, the concatenation of what it may see; none without a segmentor."""
+        visible = {"source": image}
+        visible.update(generated)
+        if self.segmentor is None:
+            return {}
         return self.segmentor(torch.cat([visible[name] for name in self.segmentor_inputs], dim=1), branches)
 
 
@@ -109,6 +116,21 @@ class PerceivedCascade(nn.Module):
         if self.perceptor is not None:
             maps["perceived"] = self.perceptor(maps["synthetic"])
         return maps
+
+
+class Frozen(nn.Module):
+    """A trained network that stays as it is: eval mode, no gradients of its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+    def forward(self, image: torch.Tensor) -> Any:
+        return self.network(image)
 
 
 def load_weights(network: nn.Module, path: str, missing: str = "train the network first (run training)") -> nn.Module:
@@ -184,6 +206,16 @@ def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: 
                 f"{expected.get(name, 'absent')} in the network; use the `widths` (or configs/wide.json), "
                 f"`source_modalities` and `upsampling` it was trained with"
             )
+
+
+def load_generator(generator: nn.Module, path: str) -> Frozen:
+    """Load the generator that a first training left (a ``TissNet`` without segmentor) and freeze it."""
+    command = (
+        "train the generator first: python -m monai.bundle run training "
+        f"--config_file \"['configs/train.json','configs/comparators/{Path(path).stem}.json']\" --dataset_dir DIR "
+        "(with the same widths and spacing)"
+    )
+    return Frozen(load_weights(TissNet(generator, None), path, missing=command).generator)
 
 
 def load_perceptor(perceptor: nn.Module, path: str) -> nn.Module:

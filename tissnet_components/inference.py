@@ -132,13 +132,17 @@ class WholeFileWriter(NibabelWriter):
 
 
 class SaveImageCased(SaveImaged):
-    """MONAI's ``SaveImaged``, writing ``output_dir/CASE/CASE_postfix.nii.gz`` in the image's own geometry."""
+    """MONAI's ``SaveImaged``, writing ``output_dir/CASE/CASE_postfix.nii.gz`` in the image's own geometry.
+
+    A map that the network does not have, such as the error of a compared method, is left out.
+    """
 
     def __init__(
         self, keys: KeysCollection, output_dir: str, output_postfix: str, output_dtype: DtypeLike = np.float32
     ) -> None:
         super().__init__(
             keys,
+            allow_missing_keys=True,
             output_dir=output_dir,
             output_postfix=output_postfix,
             output_dtype=output_dtype,

@@ -1,6 +1,6 @@
 """The objective: Eqs. 1-6 and 8-11. Each loss is a function of tensors and knows no weight but ``TissNetLoss``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.losses import DiceLoss
@@ -21,13 +21,6 @@ TERMS = (
     "consistency",
 )
 SEGMENTOR_TERMS = ("fine", "error", "consistency")
-
-
-def check_terms(loss_weights: dict[str, float]) -> None:
-    """Raise ValueError on a loss term that does not exist."""
-    unknown = set(loss_weights) - set(TERMS)
-    if unknown:
-        raise ValueError(f"unknown loss terms {sorted(unknown)}; known: {sorted(TERMS)}")
 
 
 def tumor_box(label: torch.Tensor, margin: int = 0) -> torch.Tensor:
@@ -134,27 +127,69 @@ class InTumorBox:
         return image[self.samples] * self.box
 
 
-class TissNetLoss(nn.Module):
-    """The generator's and segmentor's objective (Eqs. 6, 9, 10), from named terms and their weights.
+class WeightedTerms(nn.Module):
+    """An objective: named terms and their weights. A subclass says what the terms are.
+
+    Args:
+        loss_weights: term -> weight; a term of weight zero, or absent, is not computed.
+        known: every term there is.
+        discriminators: name -> discriminator, needed by the terms ``<name>_adversarial``.
+
+    Shapes:
+        maps: what the network's ``cascade`` returns, (B, 1, X, Y, Z) each.
+        source: (B, C, X, Y, Z); target, label: (B, 1, X, Y, Z).
+        returns: each active term unweighted, and ``loss``, their weighted sum; scalars.
+
+    Raises:
+        ValueError: on an unknown term, a term whose discriminator is missing, or no term at all.
+    """
+
+    def __init__(
+        self, loss_weights: dict[str, float], known: Sequence[str], discriminators: nn.ModuleDict | None = None
+    ) -> None:
+        super().__init__()
+        if unknown := set(loss_weights) - set(known):
+            raise ValueError(f"unknown loss terms {sorted(unknown)}; known: {sorted(known)}")
+        self.weights = {term: weight for term, weight in loss_weights.items() if weight}
+        if not self.weights:
+            raise ValueError(f"every loss term has weight 0; give one of {sorted(known)} another")
+        for term in self.weights:
+            name = term.removesuffix("_adversarial")
+            if name != term and name not in (discriminators or {}):
+                raise ValueError(f"the term {term} needs discriminators[{name!r}]; or set its weight to 0")
+        self.discriminators = discriminators
+
+    def terms(
+        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
+    ) -> dict[str, Callable[[], torch.Tensor]]:
+        """How to compute each term; one that does not apply to these samples may be left out."""
+        raise NotImplementedError
+
+    def forward(
+        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        terms = self.terms(maps, source, target, label)
+        values = {term: terms[term]() for term in self.weights if term in terms}
+        nothing = source.new_zeros((), requires_grad=True)  # tumor-aware terms alone, on patches without tumor
+        return {**values, "loss": sum((self.weights[term] * value for term, value in values.items()), nothing)}
+
+
+class TissNetLoss(WeightedTerms):
+    """The generator's and segmentor's objective (Eqs. 6, 9, 10).
 
     L = L_syn + lambda_c L_c + lambda_s L_S, with L_syn = L_syn-g (1) + L_syn-t (4) + lambda_p L_p (5).
 
     Args:
-        loss_weights: term -> weight; a term of weight zero, or absent, is not computed. Terms: ``global_l1``
-            (alpha_g), ``global_adversarial``, ``tumor_l1`` (alpha_t), ``tumor_adversarial``, ``perceptibility``
-            (lambda_p), ``coarse`` (lambda_c), ``fine``, ``error``, ``consistency``.
+        loss_weights: of ``global_l1`` (alpha_g), ``global_adversarial``, ``tumor_l1`` (alpha_t),
+            ``tumor_adversarial``, ``perceptibility`` (lambda_p), ``coarse`` (lambda_c), ``fine``, ``error``,
+            ``consistency``.
         segmentor_weight: lambda_s, multiplies the last three.
         perceptor: S_p, needed by ``perceptibility``.
         discriminators: ``global`` and ``tumor``, needed by the adversarial terms.
         tumor_margin: voxels added around the tumor's bounding box.
 
-    Shapes:
-        maps: what ``TissNet.cascade`` returns, (B, 1, X, Y, Z) each.
-        source: (B, C, X, Y, Z); target, label: (B, 1, X, Y, Z).
-        returns: each active term unweighted, and ``loss``, their weighted sum; scalars.
-
     Raises:
-        ValueError: on an unknown term, a term whose perceptor or discriminator is missing, or no term at all.
+        ValueError: as ``WeightedTerms``, or without the perceptor that ``perceptibility`` needs.
     """
 
     def __init__(
@@ -165,34 +200,23 @@ class TissNetLoss(nn.Module):
         discriminators: nn.ModuleDict | None = None,
         tumor_margin: int = 0,
     ) -> None:
-        super().__init__()
-        check_terms(loss_weights)
         scales = dict.fromkeys(SEGMENTOR_TERMS, segmentor_weight)
         weights = {term: weight * scales.get(term, 1.0) for term, weight in loss_weights.items()}
-        self.weights = {term: weight for term, weight in weights.items() if weight}
-        if not self.weights:
-            raise ValueError(f"every loss term has weight 0; give one of {sorted(TERMS)} another")
+        super().__init__(weights, TERMS, discriminators)
         if "perceptibility" in self.weights and perceptor is None:
             raise ValueError("the term perceptibility needs a perceptor; give one or set its weight to 0")
-        for name in ("global", "tumor"):
-            if f"{name}_adversarial" in self.weights and name not in (discriminators or {}):
-                raise ValueError(f"the term {name}_adversarial needs discriminators[{name!r}]; or set its weight to 0")
         self.perceptibility = PerceptibilityLoss(perceptor) if "perceptibility" in self.weights else None
         self.consistency = ErrorPredictionConsistencyLoss()
-        self.discriminators = discriminators
         self.tumor_margin = tumor_margin
 
-    def forward(
+    def terms(
         self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        terms = {
+    ) -> dict[str, Callable[[], torch.Tensor]]:
+        return {
             **self._synthesis_terms(maps, source, target, label),
             **self._tumor_terms(maps, source, target, label),
             **self._segmentation_terms(maps, label),
         }
-        values = {term: terms[term]() for term in self.weights if term in terms}
-        nothing = source.new_zeros((), requires_grad=True)  # tumor-aware terms alone, on patches without tumor
-        return {**values, "loss": sum((self.weights[term] * value for term, value in values.items()), nothing)}
 
     def _synthesis_terms(self, maps, source, target, label) -> dict[str, Callable[[], torch.Tensor]]:
         """Eqs. 1 and 5."""
@@ -232,28 +256,35 @@ class DiscriminatorLoss(nn.Module):
     cannot do so in the generator's step, where it sees synthetic images alone.
 
     Shapes:
-        synthetic, target, label: (B, 1, X, Y, Z); source: (B, C, X, Y, Z).
-        returns: ``global_discriminator`` and ``tumor_discriminator``, as far as they apply; scalars.
+        maps: as the network's ``cascade`` returns them, detached.
+        source: (B, C, X, Y, Z); target, label: (B, 1, X, Y, Z).
+        returns: ``<name>_discriminator`` of each discriminator, as far as it applies; scalars.
     """
+
+    tell_apart = staticmethod(tell_apart)
 
     def __init__(self, discriminators: nn.ModuleDict, loss_weights: dict[str, float], tumor_margin: int = 0) -> None:
         super().__init__()
-        check_terms(loss_weights)
         self.discriminators = discriminators
         self.names = [name for name in discriminators if loss_weights.get(f"{name}_adversarial", 0)]
         self.tumor_margin = tumor_margin
 
     def forward(
-        self, synthetic: torch.Tensor, source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
+        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         losses = {}
-        if "global" in self.names:
-            losses["global_discriminator"] = self._loss("global", synthetic, source, target)
-        crop = InTumorBox(label, self.tumor_margin)
-        if "tumor" in self.names and not crop.empty:
-            losses["tumor_discriminator"] = self._loss("tumor", crop(synthetic), crop(source), crop(target))
+        for name, (condition, real, fake) in self.pairs(maps, source, target, label).items():
+            if name in self.names:
+                discriminator = self.discriminators[name]
+                real_scores, fake_scores = (discriminate(discriminator, condition, image) for image in (real, fake))
+                losses[f"{name}_discriminator"] = self.tell_apart(real_scores, fake_scores)
         return losses
 
-    def _loss(self, name: str, synthetic: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        discriminator = self.discriminators[name]
-        return tell_apart(discriminate(discriminator, source, target), discriminate(discriminator, source, synthetic))
+    def pairs(
+        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What each discriminator sees: the condition, the real image, the synthetic one."""
+        crop = InTumorBox(label, self.tumor_margin)
+        whole = {"global": (source, target, maps["synthetic"])}
+        in_box = {} if crop.empty else {"tumor": (crop(source), crop(target), crop(maps["synthetic"]))}
+        return whole | in_box

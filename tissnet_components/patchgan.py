@@ -14,13 +14,14 @@ class PatchGAN(nn.Sequential):
     Args:
         in_channels: source and target together.
         channels: of the first layer; doubled at each of the next three.
+        norm: MONAI's name of the normalisation, or None.
 
     Shapes:
         image: (B, in_channels, X, Y, Z), at least 24 x 24 x 6.
         returns: (B, 1, X', Y', Z') real-or-fake scores, no activation.
     """
 
-    def __init__(self, in_channels: int, channels: int = 64, norm: str = "batch") -> None:
+    def __init__(self, in_channels: int, channels: int = 64, norm: str | None = "batch") -> None:
         widths = [in_channels, *(channels * 2**level for level in range(4)), 1]
         super().__init__(
             *(
@@ -33,7 +34,7 @@ class PatchGAN(nn.Sequential):
                     padding=1,
                     norm=norm if 0 < layer < 4 else None,
                     act=("leakyrelu", {"negative_slope": 0.2}),
-                    bias=layer in (0, 4),
+                    bias=norm is None or layer in (0, 4),
                     conv_only=layer == 4,
                 )
                 for layer in range(5)

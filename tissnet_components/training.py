@@ -62,19 +62,20 @@ class AdversarialUpdate:
         maps = self.inferer(source, self.network)
         losses = {}
         if self.discriminators is not None:
-            losses.update(self.update_discriminators(maps["synthetic"].detach(), source, target, label))
+            losses.update(self.update_discriminators(maps, source, target, label))
         losses.update(self.update_network(maps, source, target, label))
         engine.state.output = {"image": source, "target": target, "label": label, "pred": maps, **losses}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
     def update_discriminators(
-        self, synthetic: torch.Tensor, source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
+        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Step D_g and D_t; returns their losses."""
+        """Step D_g and D_t on detached maps; returns their losses."""
         self.discriminators.train()
+        detached = {name: value.detach() for name, value in maps.items()}
         with self.inferer.autocast(source.device):
-            losses = self.discriminator_loss(synthetic, source, target, label)
+            losses = self.discriminator_loss(detached, source, target, label)
         if losses:
             step(sum(losses.values()), self.discriminator_optimizer, self.discriminator_scaler)
         return losses

@@ -170,7 +170,10 @@ class NormalizeBraind(MapTransform):
 
 
 class AbsoluteDifferenced(MapTransform):
-    """Write the absolute difference of the two keys to ``output_key``; of fine and refined, their disagreement."""
+    """Write the absolute difference of the two keys to ``output_key``; of fine and refined, their disagreement.
+
+    Where one of them is absent, as from a network without an error branch, nothing is written.
+    """
 
     def __init__(self, keys: KeysCollection, output_key: str) -> None:
         super().__init__(keys)
@@ -179,6 +182,8 @@ class AbsoluteDifferenced(MapTransform):
         self.output_key = output_key
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        if any(key not in data for key in self.keys):
+            return dict(data)
         return {**data, self.output_key: (data[self.keys[0]] - data[self.keys[1]]).abs()}
 
 

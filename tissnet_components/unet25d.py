@@ -78,6 +78,13 @@ class UpBlock(nn.Module):
         return self.convolve(torch.cat([skip, self.up(features)], dim=1))
 
 
+def pad_far_ends(image: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
+    """Repeat the edge values at the far ends of (B, C, X, Y, Z) until every side is a multiple of the stride."""
+    x, y, z = image.shape[2], image.shape[3], image.shape[4]
+    sx, sy, sz = stride
+    return F.pad(image, [0, -z % sz, 0, -y % sy, 0, -x % sx], mode="replicate")
+
+
 class Encoder25D(nn.Module):
     """Contracting path.
 
@@ -193,8 +200,7 @@ class DualBranchUNet25D(nn.Module):
     def decode(self, image: torch.Tensor, branches: list[str] | None = None) -> dict[str, torch.Tensor]:
         """What ``forward`` returns; named so that a subclass may return something else."""
         x, y, z = image.shape[2], image.shape[3], image.shape[4]
-        sx, sy, sz = self.stride
-        features = self.encoder(F.pad(image, [0, -z % sz, 0, -y % sy, 0, -x % sx], mode="replicate"))
+        features = self.encoder(pad_far_ends(image, self.stride))
         maps: dict[str, torch.Tensor] = {}
         for name, decoder in self.decoders.items():
             if branches is None or name in branches:

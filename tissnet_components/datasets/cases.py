@@ -128,15 +128,16 @@ def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None 
     """Read the cases of one section ("training", "validation" or "test") of a datalist, paths made absolute.
 
     Relative paths start at the datalist's folder. ``image`` is always a list. Files are not opened here:
-    `usable_cases` does that. With `sources`, the contrasts that a network expects, the datalist must name the same
-    ones in the same order, if it names any.
+    `usable_cases` does that. With `sources`, the contrasts that a network expects, each case's `image` holds these in
+    this order, chosen among those that the datalist names, if it names any.
 
     Raises:
-        ValueError: other sources, no such file or section, not JSON, an empty section, an entry without ``case`` or
-            ``image``, or a case or file that stands in it twice (in two sections, it would leak into the test).
+        ValueError: sources it does not name, no such file or section, not JSON, an empty section, an entry without
+            ``case`` or ``image``, or a case or file that stands in it twice (in two sections, it would leak into the
+            test).
     """
     sections, named = _read_sections(Path(path))
-    if sources is not None and named is not None and list(named) != list(sources):
+    if sources is not None and named is not None and not set(sources) <= set(named):
         raise ValueError(
             f"datalist {path} has the sources {list(named)}, expected {list(sources)}; set --source_modalities to the "
             f"former, or prepare the datalist again"
@@ -149,7 +150,19 @@ def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None 
     cases = {name: [_absolute(entry, folder, path) for entry in entries] for name, entries in sections.items()}
     _refuse_twice([entry["case"] for entries in cases.values() for entry in entries], "case", path)
     _refuse_twice([file for entries in cases.values() for entry in entries for file in _files(entry)], "file", path)
-    return cases[section]
+    if sources is None or named is None:
+        return cases[section]
+    return [{**case, "image": _chosen(case, named, sources, path)} for case in cases[section]]
+
+
+def _chosen(case: Mapping, named: Sequence[str], sources: Sequence[str], path: str | Path) -> list[str]:
+    """The files of the wanted sources among those of a case."""
+    if len(case["image"]) != len(named):
+        raise ValueError(
+            f"datalist {path} names the sources {list(named)}, but {case['case']} has {len(case['image'])} images; "
+            f"prepare it again"
+        )
+    return [case["image"][named.index(source)] for source in sources]
 
 
 def _read_sections(path: Path) -> tuple[dict[str, list], list[str] | None]:

@@ -1,0 +1,239 @@
+"""Every row of the paper's tables, as docs/reproduce.md lists them: built, trained for one epoch, evaluated.
+
+In this process, by the workflow that `monai.bundle run` builds; networks of two channels, patients of 32 x 32 x 12.
+"""
+
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from cohort import write_case, write_datalist
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import set_determinism
+from test_bundle_configs import references, unknown_ids
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {"brats": ["t1", "t1ce", "t2"], "vs": ["t2"]}
+TABLES = dict(re.findall(r"^### (.*?):.*?\n(.*?)(?=^##|\Z)", (ROOT / "docs/reproduce.md").read_text(), re.M | re.S))
+ROWS = {table: dict(re.findall(r"^row (\w+)(.*)$", text, re.M)) for table, text in TABLES.items()}
+CONFIGS = {"perceptor": ["direct_segmentation", "comparators/real_target"]}
+CONFIGS |= {name: configs.split() for rows in ROWS.values() for name, configs in rows.items()}
+OVERLAYS = sorted(
+    f"{file.parent.name}/{file.stem}"
+    for folder in ("ablations", "comparators")
+    for file in (ROOT / "bundles/tissnet_brats/configs" / folder).glob("*.json")
+)
+TINY = {
+    "widths": [2, 2, 2, 2, 2],
+    "patch_size": [32, 32, 8],
+    "box_size": [32, 32, 12],
+    "spacing_mm": [1.0, 1.0, 1.0],
+    "discriminator_channels": 2,
+    "epochs": 1,
+    "vgg_weights": "untrained",
+}
+SYNTHESIS = {"global_l1", "global_adversarial"}
+TUMOR = {"tumor_l1", "tumor_adversarial"}
+GENERATOR = {*SYNTHESIS, *TUMOR, "perceptibility", "coarse"}
+TICKS = {  # the ticks of Tables 1 and 5, then 2 and 6: the losses of each row
+    "synthesis_global": SYNTHESIS,
+    "synthesis_global_tumor": SYNTHESIS | TUMOR,
+    "synthesis_global_perceptibility": SYNTHESIS | {"perceptibility"},
+    "synthesis_no_coarse": SYNTHESIS | TUMOR | {"perceptibility"},
+    "synthesis": GENERATOR,
+    "synthesis_t2": GENERATOR,
+    "direct_image": {"fine"},
+    "synthetic_fine": GENERATOR | {"fine"},
+    "synthetic_coarse_fine": GENERATOR | {"fine"},
+    "synthetic_coarse_error": GENERATOR | {"error"},
+    "synthetic_coarse_fine_error": GENERATOR | {"fine", "error"},
+    "synthetic_coarse": GENERATOR | {"fine", "error", "consistency"},
+    "all_fine": GENERATOR | {"fine"},
+    "all_error": GENERATOR | {"error"},
+    "all_fine_error": GENERATOR | {"fine", "error"},
+    "model": GENERATOR | {"fine", "error", "consistency"},
+}
+MAPS = {  # a compared method -> the files that inference writes
+    "pix2pix": {"seg", "synthetic"},
+    "pgan": {"seg", "synthetic"},
+    "pscgan": {"seg", "synthetic"},
+    "wang2020": {"seg", "synthetic"},
+    "uagan": {"seg", "synthetic"},
+    "direct_image": {"seg"},
+    "modality_dropout": {"seg"},
+    "model": {"seg", "synthetic", "error", "disagreement"},
+}
+
+
+def config_files(bundle: str, *names: str) -> list[str]:
+    return [str(ROOT / "bundles" / f"tissnet_{bundle}" / "configs" / f"{name}.json") for name in names]
+
+
+def parse(bundle: str, *names: str, **settings: object) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(config_files(bundle, *names))
+    parser.update(settings)
+    return parser
+
+
+def run(bundle: str, entry_point: str, names: list[str], **settings: object) -> None:
+    """`python -m monai.bundle run ENTRY_POINT --config_file NAMES ...` in this process."""
+    files = config_files(bundle, *names)
+    workflow = ConfigWorkflow(config_file=files, logging_file=False, run_id=entry_point, **settings)
+    workflow.initialize()
+    workflow.run()
+
+
+def train(bundle: str, name: str, settings: dict[str, object]) -> None:
+    """Train a row, after the rows whose weights it needs."""
+    for needed in ("perceptor", f"{name}_generator"):
+        if needed in CONFIGS and needed != name and not (Path(settings["ckpt_dir"]) / f"{needed}.pt").is_file():
+            train(bundle, needed, settings)
+    run(bundle, "training", ["train", *CONFIGS[name]], **settings, model_name=name, **{"validate::handlers": []})
+
+
+@pytest.fixture(autouse=True)
+def untouched_interpreter(monkeypatch):
+    monkeypatch.setattr("sys.excepthook", lambda *_: None)
+    yield
+    set_determinism(None)
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def bundle(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def settings(bundle, tmp_path_factory) -> dict[str, object]:
+    """A tiny network, three patients, and a folder where all rows of a bundle leave their weights."""
+    folder = tmp_path_factory.mktemp(bundle)
+    cases = [write_case(folder / f"case_{number}", number, (32, 32, 12)) for number in range(3)]
+    for case in cases:
+        case["image"] = case["image"][-len(SOURCES[bundle]) :]
+    write_datalist(folder, training=cases[:1], validation=cases[1:2], test=cases[2:])
+    datalist = json.loads((folder / "datalist.json").read_text()) | {"sources": SOURCES[bundle]}
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+    folders = {"dataset_dir": folder, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
+    return {**TINY, **{name: str(path) for name, path in folders.items()}}
+
+
+def test_every_table_is_there_and_every_overlay_has_a_row():
+    assert list(ROWS) == ["Tables 1 and 5", "Tables 2 and 6", "Table 3", "Tables 4 and 7", "Fig. 6"]
+    assert [len(rows) for rows in ROWS.values()] == [6, 10, 1, 12, 9]
+    assert sorted({config for configs in CONFIGS.values() for config in configs} - {"direct_segmentation"}) == OVERLAYS
+
+
+def test_the_documented_shell_function_trains_and_evaluates_a_row():
+    [function] = re.findall(r"^```bash\n(DATA=.*?)^```", (ROOT / "docs/reproduce.md").read_text(), re.M | re.S)
+    script = f'python() {{ echo "$@"; }}\n{function}\nrow model\nrow all_fine ablations/fine_only ablations/t2_only'
+    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    start, end = "-m monai.bundle run", "--dataset_dir ../../data --model_name"
+    fine = "'configs/ablations/fine_only.json','configs/ablations/t2_only.json'"
+    assert printed == [
+        f"{start} training --config_file ['configs/train.json'] {end} model",
+        f"{start} evaluating --config_file ['configs/train.json','configs/evaluate.json'] {end} model",
+        f"{start} training --config_file ['configs/train.json',{fine}] {end} all_fine",
+        f"{start} evaluating --config_file ['configs/train.json','configs/evaluate.json',{fine}] {end} all_fine",
+    ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_id_of_an_overlay_exists_or_is_read(overlay):
+    names = next(configs for configs in CONFIGS.values() if overlay in configs)
+    alone = json.loads(Path(*config_files("brats", overlay)).read_text())
+    assert not unknown_ids(alone, parse("brats", "train", *names[: names.index(overlay)]))
+    merged = parse("brats", "train", *names)
+    assert {name for name in references(merged.get()) if name not in merged} == set()
+
+
+@pytest.mark.parametrize("name", TICKS)
+def test_a_row_has_the_losses_that_its_table_ticks(bundle, name):
+    parser = parse(bundle, "train", *CONFIGS[name])
+    lambda_s = parser.get_parsed_content("segmentor_weight")
+    scale = dict.fromkeys(("fine", "error", "consistency"), lambda_s)
+    weights = parser.get_parsed_content("loss_weights")
+    assert {term for term, weight in weights.items() if weight * scale.get(term, 1)} == TICKS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "channels"),
+    [
+        ("synthetic_fine", ["synthetic"], 1),
+        ("synthetic_coarse_error", ["synthetic", "coarse"], 2),
+        ("all_error", ["source", "synthetic", "coarse"], 5),
+    ],
+)
+def test_the_segmentor_sees_what_its_table_says(name, inputs, channels):
+    network = parse("brats", "train", *CONFIGS[name], **TINY).get_parsed_content("network_def")
+    assert network.segmentor_inputs == inputs
+    assert network.segmentor.encoder.levels[0][0].in_channels == channels
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS["Fig. 6"] if name != "model"])
+def test_a_sweep_sets_one_weight_to_what_it_is_named_after(bundle, name):
+    term, value = re.fullmatch(r"(.*?)_([\d_]+)", name).groups()
+    key = "segmentor_weight" if term == "segmentor_weight" else f"loss_weights::{term}"
+    swept, chosen = parse(bundle, "train", *CONFIGS[name]), parse(bundle, "train")
+    assert swept[key] == float(value.replace("_", ".")) != chosen[key]
+    swept[key] = chosen[key]
+    assert swept.get() == chosen.get()
+
+
+def measured(name: str) -> tuple[set[str], set[str]]:
+    """Columns that a row of the tables needs, and columns of maps that it does not have or does not train."""
+    if name.startswith("synthesis") or name.endswith("_generator"):
+        return {"perceptibility_dice", "ssim", "local_psnr"}, {"fine_dice", "refined_dice"}
+    if name in ("synthetic_coarse_error", "all_error"):
+        return {"refined_dice", "refined_assd_mm", "refined_hd95_mm"}, {"fine_dice", "average_dice"}
+    if name == "model":
+        return {"fine_dice", "refined_dice", "average_dice", "coarse_dice", "perceptibility_dice", "ssim"}, set()
+    return {"fine_dice", "fine_assd_mm", "fine_hd95_mm"}, set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ROWS["Fig. 6"]])
+def test_every_row_is_trained_evaluated_and_run_by_the_commands_of_tiss_net(bundle, settings, name, tmp_path):
+    train(bundle, name, settings)
+    assert torch.load(Path(settings["ckpt_dir"]) / f"{name}_last.pt", weights_only=True)["epoch"] == 1
+    here = {**settings, "model_name": name, "output_dir": str(tmp_path)}
+    run(bundle, "evaluating", ["train", "evaluate", *CONFIGS[name]], **here)
+    with (tmp_path / "cases.csv").open(newline="") as file:
+        (case,) = csv.DictReader(file)
+    there, absent = measured(name)
+    assert case["case"] == "case_2"
+    assert there <= set(case)
+    assert not absent & set(case)
+    if name in MAPS:
+        run(bundle, "inferring", ["inference", *CONFIGS[name]], **here)
+        found = {file.name.removeprefix("case_2_").removesuffix(".nii.gz") for file in tmp_path.rglob("*.nii.gz")}
+        assert found == MAPS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sources", "names", "model_name"),
+    [
+        (["flair"], ["direct_segmentation"], "perceptor"),
+        (
+            ["t1", "t1ce", "t2", "flair"],
+            ["direct_segmentation", "comparators/without_target"],
+            "direct_image_target",
+        ),
+    ],
+    ids=["real target", "upper bound"],
+)
+def test_rows_that_need_the_target_segment_a_folder_that_has_it(bundle, settings, sources, names, model_name, tmp_path):
+    if bundle == "vs":
+        sources = sources[-1:] if len(sources) == 1 else ["t2", "flair"]
+    if not (Path(settings["ckpt_dir"]) / f"{model_name}.pt").is_file():
+        train(bundle, model_name, settings)
+    write_case(tmp_path / "scans" / "anna", 0, (32, 32, 12))
+    folders = {"dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out")}
+    here = {**settings, **folders, "source_modalities": sources, "model_name": model_name}
+    run(bundle, "inferring", ["inference", *names], **here)
+    assert [file.name for file in tmp_path.glob("out/*/*.nii.gz")] == ["anna_seg.nii.gz"]
