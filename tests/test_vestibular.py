@@ -380,6 +380,17 @@ def test_real_transforms_carry_contours_from_t1_to_t2(real_geometry):
     assert np.median(overlaps) > 0.9
 
 
+def test_the_mask_is_the_collection_s_own_where_contours_lie_in_the_slices(real_geometry):
+    file = real_geometry.parent / "vs_real_crops" / "vs_gk_99_t1_seg.nii.gz"
+    if not file.is_file():
+        pytest.skip(f"no real crop at {file}")
+    crop = nib.load(file)
+    affine = crop.affine.copy()
+    affine[:3, 3] += crop.affine[:3, :3] @ [120, 190, 18]  # the first voxel of the crop, which its header lost
+    mask = tumor_mask(real_contours(real_geometry, 99, "T1w"), crop.shape, affine) > 0
+    assert dice(mask, np.asarray(crop.dataobj) > 0) > 0.999
+
+
 @pytest.mark.parametrize("number", [63, 73])
 def test_the_two_real_patients_without_a_tumor_s_name_are_not_guessed(real_geometry, number):
     with pytest.raises(BadCase, match=r"has 0 structures called like a tumor, among Men, cochlea"):
