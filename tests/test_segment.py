@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import highdicom
@@ -462,6 +463,30 @@ def test_all_48_orientations_of_a_scan_give_the_same_mask_in_space(bundle, scans
             np.testing.assert_allclose(upright.affine, first.affine, atol=1e-4)
             np.testing.assert_allclose(upright.get_fdata(), first.get_fdata(), atol=1e-3)
     assert 0 < expected["seg"].get_fdata().mean() < 0.5
+
+
+def stack(files: Iterable[str], file: Path) -> str:
+    """One 4-D file of several scans."""
+    images = [nib.load(scan) for scan in files]
+    nib.save(nib.concat_images(images), file)
+    return str(file)
+
+
+def test_one_4d_file_gives_what_the_files_of_its_scans_give(bundle, scans, results, tmp_path):
+    image = stack(scans.values(), tmp_path / "anna.nii.gz")
+    segment(str(bundle), image=image, out=str(tmp_path / "out"), outputs="error")
+    found, expected = (
+        nib.load(file) for file in (tmp_path / "out" / "anna" / "anna_error.nii.gz", results / "anna_error.nii.gz")
+    )
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+    np.testing.assert_allclose(found.get_fdata(), expected.get_fdata(), atol=1e-6)
+
+
+def test_a_4d_file_with_other_channels_is_refused_with_what_is_expected(bundle, scans, tmp_path):
+    image = stack([*scans.values(), scans["t1"]], tmp_path / "anna.nii.gz")
+    said = refused(bundle, image=image, out=str(tmp_path / "out"))
+    assert said.startswith(f"{image} has 4 channels, expected 3 along its fourth axis: t1, t1ce, t2, in this order")
+    assert not files_below(tmp_path / "out")
 
 
 def test_one_scan_given_twice_is_refused(bundle, scans):
