@@ -38,6 +38,12 @@ def test_means_are_taken_inside_the_mask_alone(mask):
     assert (measured["mean_error"], measured["mean_disagreement"]) == (0.4, 0.1)
 
 
+def test_a_network_without_an_error_branch_has_no_means(mask):
+    measured = measure_quality(mask, None, None, AFFINE)
+    assert measured == measure(mask) | {"mean_error": None, "mean_disagreement": None}
+    assert quality_flags(measured, THRESHOLDS) == []
+
+
 def test_an_empty_mask_has_no_means_and_is_flagged():
     measured = measure(np.zeros(SHAPE), error=1, disagreement=1)
     assert measured == {

@@ -18,27 +18,31 @@ THRESHOLDS = {"mean_error", "mean_disagreement", "edge_voxels"}
 
 
 def measure_quality(
-    mask: np.ndarray, error: np.ndarray, disagreement: np.ndarray, affine: np.ndarray, edge_voxels: int = 1
+    mask: np.ndarray,
+    error: np.ndarray | None,
+    disagreement: np.ndarray | None,
+    affine: np.ndarray,
+    edge_voxels: int = 1,
 ) -> dict[str, float | bool | None]:
     """Volume and quality of one segmentation.
 
     Args:
         mask: above 0.5 is tumor.
-        error, disagreement: in [0, 1].
+        error, disagreement: in [0, 1]; None of a network without an error branch.
         affine: (4, 4), voxel to millimetres.
         edge_voxels: how many outermost voxels of each axis count as the edge of the field of view.
 
     Shapes:
         mask, error, disagreement: (X, Y, Z).
-        returns: ``volume_ml``; ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty;
-            ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
+        returns: ``volume_ml``; ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty or
+            the map is not there; ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
     """
     tumor = mask > 0.5
     empty = not tumor.any()
     return {
         "volume_ml": round(float(tumor.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000), 4),
-        "mean_error": None if empty else round(float(error[tumor].mean()), 4),
-        "mean_disagreement": None if empty else round(float(disagreement[tumor].mean()), 4),
+        "mean_error": None if empty or error is None else round(float(error[tumor].mean()), 4),
+        "mean_disagreement": None if empty or disagreement is None else round(float(disagreement[tumor].mean()), 4),
         "touches_edge": touches_edge(tumor, edge_voxels),
         "empty_mask": empty,
     }
@@ -77,7 +81,7 @@ class SaveImageSummaryd(SaveImaged):
         self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        mask, error, disagreement = (data[key][0].cpu().numpy() for key in self.keys)
+        mask, error, disagreement = (data[key][0].cpu().numpy() if key in data else None for key in self.keys)
         image = data[self.keys[0]]
         measured = measure_quality(mask, error, disagreement, np.asarray(image.affine), self.thresholds["edge_voxels"])
         case = image.meta["case"]
