@@ -1,6 +1,7 @@
 """A study: what is run, in which order, what is skipped, and what is refused before anything runs."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -179,6 +180,16 @@ def test_ctrl_c_ends_the_study_in_a_sentence_and_the_run_counts_as_cut(file, ran
         study(str(file))
     assert steps_of(file)[0].state == "begun"
     assert ran.calls == ["real FLAIR, training"]
+
+
+def test_a_study_that_is_terminated_takes_its_training_along(file, ran):
+    script = "import os, signal, time; print('pid', os.getpid(), flush=True); os.kill(os.getppid(), signal.SIGTERM); "
+    ran.scripts["real FLAIR, training"] = script + "time.sleep(60)"
+    with pytest.raises(SystemExit, match="stopped"):
+        study(str(file))
+    pid = int(steps_of(file)[0].log.read_text().split("pid ")[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_more_epochs_train_on_and_evaluate_again(file, ran):

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -265,6 +266,7 @@ def check_unchanged(step: Step) -> None:
 
 def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[str]:
     """Run what is not done, with a progress line; returns what failed and why."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no training may outlive the study
     failed: dict[Path, str] = {}
     with tqdm(total=len(steps), desc="study", unit="run", file=sys.stdout, dynamic_ncols=True) as progress:
         for step in steps:
@@ -293,7 +295,8 @@ def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
                 progress.set_postfix_str(f"{step.label} {_epoch(step)}".strip(), refresh=sys.stdout.isatty())
                 status = _wait(child, seconds=1)
         except KeyboardInterrupt:
-            _wait(child, seconds=20)  # a terminal's Ctrl-C has reached it too
+            child.terminate()  # torchrun ends its processes then
+            _wait(child, seconds=20)
             raise SystemExit("stopped; the same command goes on where it stopped") from None
         finally:
             child.kill()

@@ -49,7 +49,8 @@ def layouts_of(wanted: Mapping, names: Sequence[str], runs: Mapping[str, Run], r
 
 def usual_layouts(names: Sequence[str], runs: Mapping[str, Run]) -> list[Layout]:
     """Final segmentations; every stage, where a run has several; synthetic images, where a run has any."""
-    main = {f"{name}:{stage(runs[name]) if name in runs else 'fine'}": [name] for name in names}
+    stages = {name: stage(runs[name]) if name in runs else "fine" for name in names}
+    main = {f"{name}:{s}": [name if s == "fine" else f"{name} ({s})"] for name, s in stages.items()}
     first = next((row for row in main if run_of(row) in runs), None)
     found = [Layout("Segmentation", ["Method"], main, reference=first)]
     staged = {f"{n}:{s}": [n, s] for n in runs for s in SEGMENTATIONS.values() if runs[n].has(f"{s}_dice")}
@@ -67,7 +68,9 @@ def pictured(wanted: Mapping, runs: Mapping[str, Run]) -> list[dict]:
     Without cases of its own, a figure shows those at the 90th, 50th and 10th percentile of the Dice of its last row.
     """
     names = [name for name in runs if any(slice_file(runs[name], case).is_file() for case in runs[name].cases)]
-    usual = [{"title": "Methods side by side", "rows": names[:PICTURED_METHODS]}] if names else []
+    first = names[:PICTURED_METHODS]
+    title = "Methods side by side" if first == names else f"The first {len(first)} of {len(names)} methods side by side"
+    usual = [{"title": title, "rows": first}] if names else []
     found = []
     for entry in wanted.get("pictures") or usual:
         rows = dict(entry["rows"]) if isinstance(entry["rows"], dict) else {name: name for name in entry["rows"]}

@@ -6,6 +6,7 @@ Like `figures`, without pyplot. Each is as wide as a page.
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ WIDTH, PANEL, DPI = 10.0, 2.5, 100  # inches
 COLUMNS = 4
 NAMED_CASES = 40
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")  # Okabe and Ito
+STYLES = [(colour, marker) for marker in "os^Dv" for colour in COLOURS]
 GAIN, LOSS, TRUTH = COLOURS[2], COLOURS[1], "#555555"
 QUALITIES = {  # what a case may be ranked by -> its name, colour
     "predicted_dice": ("Dice predicted from the error map", COLOURS[0]),
@@ -108,7 +110,7 @@ def error_calibration(runs: Sequence[Run]) -> Figure:
     figure = _figure(4.4)
     curve, counts = figure.subplots(1, 2, width_ratios=(3, 2))
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
-    for run, (colour, marker) in zip(runs, _styles(), strict=False):
+    for run, (colour, marker) in zip(runs, cycle(STYLES), strict=False):
         low, high, voxels, predicted, mistakes = run.calibration.T
         there = voxels > 0
         settings = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
@@ -227,11 +229,6 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
-
-
-def _styles() -> list[tuple[str, str]]:
-    """Colour and marker of the first, second... method."""
-    return [(colour, marker) for marker in "os^Dv" for colour in COLOURS]
 
 
 def _box(row: Mapping[str, Mapping[str, np.ndarray] | None], zoom: bool, margin: int = 4) -> tuple[slice, slice]:
