@@ -17,6 +17,7 @@ OWN_SETTINGS = {
     "preprocessing",
     "training_box",
     "dicom_segment",
+    "epochs",
 }
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "weights")}
 
