@@ -129,6 +129,12 @@ def test_real_contours_keep_volume_and_shape_on_either_side(position, side):
     assert 20 < outwards.max() < 30
 
 
+def test_contours_stay_within_the_field_of_view(position):
+    beside = position + np.float32([60, 0, 0]).reshape(3, 1, 1, 1)  # the right canal lies outside of it
+    mask = place_contours(np.random.default_rng(0), GRID, beside, 1, WEDGE)
+    assert mask.sum() * GRID.voxel_ml == pytest.approx(0.36, rel=0.03)
+
+
 def test_contours_are_read_from_a_download_and_unclear_ones_left_out(tmp_path):
     content = [{"structure_name": "TV", "LPS_contour_points": [loop.tolist() for loop in WEDGE]}]
     (tmp_path / "sub-001_contours_space-individual_T2w.json").write_text(json.dumps(content))

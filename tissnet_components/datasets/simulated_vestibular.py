@@ -165,9 +165,12 @@ def place_contours(
     mirror = np.array([-side * np.sign(points[:, 0].mean()), 1, 1])  # x is positive on the left, `side` on the right
     outwards = np.abs(points[:, 0])
     anchor = points[outwards >= np.quantile(outwards, 0.85)].mean(0) * mirror
-    place = np.array([side * rng.uniform(21, 27), -20.5 - 0.18 * np.ptp(points[:, 1]), -36.5])
+    width, depth, _ = np.ptp(points, axis=0)
+    place = np.array([side * (rng.uniform(20, 25) + 0.2 * width), -20.5 - 0.18 * depth, -36.5])
     gap = sum((position[axis] - place[axis]) ** 2 for axis in range(3))
     at = np.unravel_index(gap.argmin(), gap.shape) * np.array(grid.spacing_mm)
+    around = points * mirror - anchor
+    at = np.clip(at, -around.min(0), 2 * grid.centre_mm - around.max(0))  # all of it within the field of view
     affine = np.diag([-grid.spacing_mm[0], -grid.spacing_mm[1], grid.spacing_mm[2], 1])
     return tumor_mask([loop * mirror - anchor + at for loop in contours], grid.shape, affine).astype(bool)
 
