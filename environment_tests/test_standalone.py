@@ -48,7 +48,8 @@ def test_the_unpacked_bundle_verifies_itself(folder, python_folder):
 
 
 def test_monai_loads_the_network_from_the_bundles_folder(folder, python_folder):
-    code = "import monai.bundle; print(type(monai.bundle.load('tissnet_vs', bundle_dir='..')).__name__)"
+    load = "monai.bundle.load('tissnet_vs', bundle_dir='..', workflow_type='inference')"
+    code = f"import monai.bundle; print(type({load}).__name__)"
     assert "TissNet" in run_python(folder / "tissnet_vs", python_folder, "-c", code)
 
 

@@ -25,6 +25,7 @@ SECTIONS = """
     Description, Model overview, Data, Training configuration, Input, Output, Performance, Per case,
     Time and memory on a CPU, Commands, Export, Limitations and intended use, References, License
 """
+DIRECTIONS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 ORIENTATIONS = [
     "".join(axes[index][flip] for index, flip in zip(order, flips, strict=True))
     for axes in [("LR", "PA", "IS")]
@@ -149,9 +150,9 @@ def test_a_mask_lies_where_the_tumor_is_in_every_orientation(bundle, tmp_path):
     ]
     voxels = np.full((7, 8, 9), 100, dtype=np.int16)
     voxels[0] = voxels[:, :, 0] = 0
-    voxels[2:4, 5:7, 6] = 200
+    voxels[2:4, 5:7, 5:8] = 200
     for axes in ORIENTATIONS:
-        affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(axes), voxels.shape)
+        affine = nib.affines.from_matvec(np.column_stack([DIRECTIONS[letter] for letter in axes]), [3, -5, 11])
         file = save(tmp_path / f"{axes}.nii.gz", voxels, affine)
         assert "".join(nib.aff2axcodes(nib.load(file).affine)) == axes
         data = before({"case": axes, "image": [file] * len(parser["source_modalities"])})
