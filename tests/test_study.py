@@ -372,7 +372,6 @@ def test_a_name_becomes_a_folder():
     assert slug("λ_p = 25 (T1, ceT1)") == "λ_p_25_T1_ceT1"
 
 
-@pytest.mark.skipif(not (BUNDLE / "configs" / "ablations").is_dir(), reason="the bundles have no configs/ablations yet")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_names_configs_and_options_that_exist(example):
     content = read_study(example)

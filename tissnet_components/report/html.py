@@ -147,7 +147,8 @@ def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]
     if curves:
         yield _shown("Hyper-parameters", _curves_caption(curves, runs), plots.sweeps(curves, runs))
     methods = [run for run in _methods(wanted, runs).values() if run.has(f"{plots.stage(run)}_dice")]
-    reference = next((runs[run_of(layout.reference)] for layout in layouts if layout.reference in layout.rows), None)
+    references = [run_of(layout.reference) for layout in layouts if layout.reference]
+    reference = next((run for name in reversed(references) for run in methods if run.name == name), None)
     rivals = [run for run in methods if comparable(run, reference)]
     if reference is not None and [run for run in rivals if run is not reference]:
         yield _shown("Who gains, who loses", GAINS.format(reference.name), plots.gains(rivals, reference))

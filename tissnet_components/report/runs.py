@@ -71,7 +71,12 @@ def unfinished(root: Path) -> dict[str, list[str]]:
     """Row of the study -> its folds that have no evaluation, or one that was cut or is older than its weights."""
     expected = study_of(root).get("runs", {})
     missing = {name: [place for place in places if not _is_finished(root / place)] for name, places in expected.items()}
-    return {name: [Path(p).name.replace("_", " ") for p in places] for name, places in missing.items() if places}
+    return {name: [_fold(place) or name for place in places] for name, places in missing.items() if places}
+
+
+def _fold(place: str) -> str:
+    name = Path(place).name
+    return name.replace("_", " ") if FOLD.fullmatch(name) else ""
 
 
 def _is_finished(place: Path) -> bool:
