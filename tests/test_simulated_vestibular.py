@@ -135,9 +135,11 @@ def test_contours_stay_within_the_field_of_view(position):
     assert mask.sum() * GRID.voxel_ml == pytest.approx(0.36, rel=0.03)
 
 
-def test_contours_are_read_from_a_download_and_unclear_ones_left_out(tmp_path):
+@pytest.mark.parametrize("name", ["sub-001_contours_space-individual_T2w.json", "vs_gk_1_t2/contours.json"])
+def test_contours_are_read_from_a_download_and_unclear_ones_left_out(tmp_path, name):
     content = [{"structure_name": "TV", "LPS_contour_points": [loop.tolist() for loop in WEDGE]}]
-    (tmp_path / "sub-001_contours_space-individual_T2w.json").write_text(json.dumps(content))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "sub-002_contours_space-individual_T2w.json").write_text("not JSON")
     (contours,) = tumor_contours(tmp_path)
     np.testing.assert_array_equal(contours, WEDGE)

@@ -149,7 +149,7 @@ def tumor_contours(folder: Path) -> list[Contours]:
         ValueError: there is none.
     """
     tumors = []
-    for file in sorted(folder.rglob("*contours*T2w.json")):
+    for file in sorted([*folder.rglob("*contours*_T2w.json"), *folder.rglob("*_t2/contours.json")]):  # BIDS, TCIA
         with suppress(BadCase):
             tumors.append(read_contours(file))
     if not tumors:
