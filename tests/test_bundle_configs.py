@@ -181,8 +181,8 @@ def test_inference_runs_the_network_that_was_trained(overlays):
 def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
     train, inference = read("train") | read("weights"), read("inference")
     own = {"imports", "network", "preprocessing", "initialize", "run"}
-    shared = (train.keys() & inference.keys()) - own
-    assert {"widths", "spacing_mm", "percentiles", "patch_size", "source_modalities", "dropout"} <= shared
+    shared = (train.keys() & inference.keys()) - own - {"patch_size", "window_size"}
+    assert {"widths", "spacing_mm", "percentiles", "source_modalities", "dropout"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
 
 
@@ -198,6 +198,8 @@ def test_inference_slides_the_window_of_validation():
     trained, run = copy.deepcopy(read("train")["validate"]["inferer"]), copy.deepcopy(read("inference")["inferer"])
     assert run["inferer"].pop("progress")
     assert trained == run
+    windows = [parse(*names).get_parsed_content("window_size") for names in (["train", "weights"], ["inference"])]
+    assert windows[0] == windows[1]
 
 
 def test_the_perceptor_is_what_direct_segmentation_of_the_target_trains():

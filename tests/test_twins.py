@@ -18,6 +18,8 @@ OWN_SETTINGS = {
     "training_box",
     "dicom_segment",
     "epochs",
+    "patch_size",
+    "window_size",
 }
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "weights")}
 
