@@ -26,7 +26,7 @@ if [ ! -f "$work/cohort/datalist.json" ]; then
         "$python" -m tissnet_components prepare_brats --root "$data" --out "$work/cohort/datalist.json" \
             --split "$bundle/docs/weights_split.csv"
     else
-        "$python" -m tissnet_components phantom --task vs --out "$work/cohort" --cases 64 --seed 1 --contours "$data"
+        "$python" -m tissnet_components phantom --task vs --out "$work/cohort" --cases 48 --seed 1 --contours "$data"
     fi
 fi
 train "'configs/direct_segmentation.json',"                              # the perceptor
