@@ -141,7 +141,7 @@ def test_a_finished_training_does_not_start_over(tmp_path, caplog):
     assert again.updates == 0
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert "has finished 2 epochs or more; raise --epochs" in caplog.text
-    assert "resuming" not in caplog.text
+    assert "resuming after epoch" not in caplog.text
 
 
 def test_a_checkpoint_of_another_network_is_refused_and_kept(tmp_path):
