@@ -12,6 +12,7 @@ from torch.nn import functional as F
 PLANAR_LEVELS = 2
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 FOREGROUND_PRIOR = 0.1
+DROPOUT = (0.0, 0.0, 0.3, 0.4, 0.5)  # per encoder level, finest first
 Norm = str | Sequence
 
 
@@ -97,7 +98,7 @@ class Encoder25D(nn.Module):
         self,
         in_channels: int,
         widths: Sequence[int],
-        dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
+        dropout: Sequence[float] = DROPOUT,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
@@ -182,7 +183,7 @@ class DualBranchUNet25D(nn.Module):
         in_channels: int,
         widths: Sequence[int],
         decoders: dict[str, str],
-        dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
+        dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
     ) -> None:
@@ -220,7 +221,7 @@ class UNet25D(DualBranchUNet25D):
         self,
         in_channels: int,
         widths: Sequence[int],
-        dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
+        dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
     ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tissnet_components.unet25d import Norm, UNet25D
+from tissnet_components.unet25d import DROPOUT, Norm, UNet25D
 
 ABSENT = -1.0  # the background of a normalised image: a contrast without any signal
 
@@ -32,7 +32,7 @@ class ModalityDropoutUNet25D(UNet25D):
         self,
         source_channels: int,
         widths: Sequence[int],
-        dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
+        dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
     ) -> None:

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tissnet_components.losses import WeightedTerms, dice_loss
 from tissnet_components.patchgan import PatchGAN
-from tissnet_components.unet25d import PLANAR_LEVELS, DualBranchUNet25D, Encoder25D, Norm, pad_far_ends
+from tissnet_components.unet25d import DROPOUT, PLANAR_LEVELS, DualBranchUNet25D, Encoder25D, Norm, pad_far_ends
 
 
 class GatedExchange(nn.Module):
@@ -57,7 +57,7 @@ class Uagan(DualBranchUNet25D):
         self,
         source_channels: int,
         widths: Sequence[int],
-        dropout: Sequence[float] = (0.0, 0.0, 0.3, 0.4, 0.5),
+        dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
     ) -> None:
