@@ -12,10 +12,10 @@ PY := $(VENV)/bin/python
 test: $(VENV)/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/ready
-	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 demo: $(VENV)/ready
 	bash demo.sh $(PY)
