@@ -68,6 +68,7 @@ def test_schwannoma_training_sees_a_box_centred_on_the_tumor_and_inference_the_w
     train["box_size"], infer["spacing_mm"] = [32, 32, 12], [0.41, 0.41, 1.5]
     boxed = train.get_parsed_content("validate::preprocessing")(case)
     assert boxed["image"].shape == boxed["target"].shape == boxed["label"].shape == (1, 32, 32, 12)
+    assert not (boxed["image"] == 0).any()  # beyond the edge of the scan, its edge (-1) is repeated
     centre = boxed["label"][0].nonzero().float().mean(0)
     np.testing.assert_allclose(centre.numpy(), [15.5, 15.5, 5.5], atol=1)
     assert infer.get_parsed_content("preprocessing")({"case": "anna", "image": case["image"]})["image"].shape[1:] == (
