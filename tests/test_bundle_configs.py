@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from cohort import oblique_affine, write_case, write_cohort
@@ -184,22 +183,6 @@ def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights(
     shared = (train.keys() & inference.keys()) - own - {"patch_size", "window_size"}
     assert {"widths", "spacing_mm", "percentiles", "source_modalities", "dropout"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
-
-
-def test_inference_prepares_images_exactly_as_training_does(tmp_path):
-    case = write_case(tmp_path / "anna", shape=(30, 32, 10), affine=oblique_affine((1.2, 0.9, 4)))
-    configs = (["train", "weights"], ["inference"])
-    trained, run = (parse(*names).get_parsed_content("preprocessing")(case)["image"] for names in configs)
-    torch.testing.assert_close(trained.as_tensor(), run.as_tensor(), rtol=0, atol=0)
-    np.testing.assert_array_equal(trained.affine, run.affine)
-
-
-def test_inference_slides_the_window_of_validation():
-    trained, run = copy.deepcopy(read("train")["validate"]["inferer"]), copy.deepcopy(read("inference")["inferer"])
-    assert run["inferer"].pop("progress")
-    assert trained == run
-    windows = [parse(*names).get_parsed_content("window_size") for names in (["train", "weights"], ["inference"])]
-    assert windows[0] == windows[1]
 
 
 def test_the_perceptor_is_what_direct_segmentation_of_the_target_trains():

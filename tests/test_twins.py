@@ -1,11 +1,13 @@
 """The two bundles are twins: they differ in their task's own settings alone."""
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cohort import write_case
+import torch
+from cohort import oblique_affine, save, write_case
 from monai.bundle import ConfigParser
 
 BRATS, VS = (Path(__file__).parents[1] / "bundles" / name for name in ("tissnet_brats", "tissnet_vs"))
@@ -20,6 +22,12 @@ OWN_SETTINGS = {
 }
 OWN_RECIPE = OWN_SETTINGS | {"epochs", "patch_size", "window_size"}  # of the weights that each ships
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "weights")}
+
+
+def read(bundle: Path, *names: str) -> ConfigParser:
+    config = ConfigParser()
+    config.read_config([str(bundle / "configs" / f"{name}.json") for name in names])
+    return config
 
 
 def files(bundle: Path) -> set[str]:
@@ -59,18 +67,38 @@ def test_the_metadata_has_the_same_entries():
     assert {"monai_version", "pytorch_version", "numpy_version", "required_packages_version", "authors"} <= same
 
 
+@pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])
+def test_inference_prepares_images_exactly_as_the_training_of_the_shipped_weights(bundle, tmp_path):
+    config, shape = read(bundle, "inference"), (30, 32, 10)
+    noise = np.random.default_rng(0).uniform(1, 100, (len(config["source_modalities"]), *shape))
+    affine = oblique_affine((1.2, 0.9, 4))
+    case = write_case(tmp_path / "anna", shape=shape, affine=affine)
+    case["image"] = [save(tmp_path / f"{number}.nii.gz", image, affine) for number, image in enumerate(noise)]
+    configs = (read(bundle, "train", "weights"), config)
+    trained, run = (config.get_parsed_content("preprocessing")(case)["image"] for config in configs)
+    torch.testing.assert_close(trained.as_tensor(), run.as_tensor(), rtol=0, atol=0)
+    np.testing.assert_array_equal(trained.affine, run.affine)
+
+
+@pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])
+def test_inference_slides_the_window_of_validation(bundle):
+    trained, run = read(bundle, "train", "weights"), read(bundle, "inference")
+    inferer = copy.deepcopy(run["inferer"])
+    assert inferer["inferer"].pop("progress")
+    assert trained["validate::inferer"] == inferer
+    assert trained.get_parsed_content("window_size") == run.get_parsed_content("window_size")
+
+
 def test_schwannoma_training_sees_a_box_centred_on_the_tumor_and_inference_the_whole_field_of_view(tmp_path):
     case = write_case(tmp_path / "anna", shape=(60, 50, 24), affine=np.diag([0.41, 0.41, 1.5, 1]))
     case["image"] = case["image"][2:]
-    train, infer = ConfigParser(), ConfigParser()
-    train.read_config(str(VS / "configs" / "train.json"))
-    infer.read_config(str(VS / "configs" / "inference.json"))
-    train["box_size"], infer["spacing_mm"] = [32, 32, 12], [0.41, 0.41, 1.5]
+    train, infer = read(VS, "train"), read(VS, "inference")
+    train["box_size"], infer["spacing_mm"] = [32, 32, 40], [0.41, 0.41, 1.5]
     boxed = train.get_parsed_content("validate::preprocessing")(case)
-    assert boxed["image"].shape == boxed["target"].shape == boxed["label"].shape == (1, 32, 32, 12)
-    assert not (boxed["image"] == 0).any()  # beyond the edge of the scan, its edge (-1) is repeated
+    assert boxed["image"].shape == boxed["target"].shape == boxed["label"].shape == (1, 32, 32, 40)
     centre = boxed["label"][0].nonzero().float().mean(0)
-    np.testing.assert_allclose(centre.numpy(), [15.5, 15.5, 5.5], atol=1)
+    np.testing.assert_allclose(centre.numpy(), [15.5, 15.5, 19.5], atol=1)
+    assert (boxed["image"][..., 0] == -1).all()  # 24 slices in a box of 40: beyond the scan, its edge is repeated
     assert infer.get_parsed_content("preprocessing")({"case": "anna", "image": case["image"]})["image"].shape[1:] == (
         60,
         50,
