@@ -312,6 +312,19 @@ def test_evaluation_measures_a_perfect_network_as_perfect_in_the_labels_own_spac
     assert measured["target"][0, 0, 0, 0] == -1
 
 
+def test_the_summary_holds_the_dice_of_fine_and_refined_on_the_scans_grid(tmp_path):
+    case = write_case(tmp_path / "anna", shape=(32, 32, 8), affine=oblique_affine((1, 1, 3)))
+    parser = parse("inference", outputs=["summary", "disagreement"], output_dir=str(tmp_path))
+    prepared = parser.get_parsed_content("preprocessing")({"case": "anna", "image": case["image"]})
+    fine, refined = torch.zeros_like(prepared["image"][:1]), torch.zeros_like(prepared["image"][:1])
+    side = fine.shape[1] // 2
+    fine[:, :side], refined[:, side // 2 : side] = 1, 1  # some half of fine
+    pred = {"fine": fine, "refined": refined, "error": torch.zeros_like(fine), "synthetic": torch.zeros_like(fine)}
+    done = parser.get_parsed_content("postprocessing")({**prepared, "pred": pred})
+    assert done["disagreement"].shape == (1, 32, 32, 8)
+    assert done["summary"]["agreement"] == pytest.approx(dice(fine, refined), abs=0.05)
+
+
 def test_a_short_training_still_validates(settings):
     parser = parse("train", **settings, epochs=2)
     interval = next(h["interval"] for h in parser["train"]["handlers"] if h["_target_"] == "ValidationHandler")

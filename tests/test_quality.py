@@ -12,7 +12,7 @@ from tissnet_components.quality import SaveImageSummaryd, measure_quality, quali
 
 SHAPE = (8, 8, 6)
 AFFINE = oblique_affine((0.5, 2, 5))  # voxels of 5 cubic millimetres
-THRESHOLDS = {"mean_error": 0.5, "mean_disagreement": 0.25, "edge_voxels": 1}
+THRESHOLDS = {"agreement": 0.7, "mean_error": 0.5, "mean_disagreement": 0.25, "edge_voxels": 1}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def mask() -> np.ndarray:
 
 
 def measure(mask: np.ndarray, error: float = 0, disagreement: float = 0) -> dict:
-    return measure_quality(mask, np.full(SHAPE, error), np.full(SHAPE, disagreement), AFFINE)
+    return measure_quality(mask, mask, np.full(SHAPE, error), np.full(SHAPE, disagreement), AFFINE)
 
 
 def test_twenty_four_voxels_of_five_cubic_millimetres_are_a_hundred_and_twenty_microlitres(mask):
@@ -34,13 +34,23 @@ def test_means_are_taken_inside_the_mask_alone(mask):
     error = np.where(mask > 0, 0.2, 0.9)
     error[2, 2:5, 1:5] = 0.6  # half of the mask
     disagreement = np.where(mask > 0, 0.1, 1)
-    measured = measure_quality(mask, error, disagreement, AFFINE)
+    measured = measure_quality(mask, mask, error, disagreement, AFFINE)
     assert (measured["mean_error"], measured["mean_disagreement"]) == (0.4, 0.1)
 
 
-def test_a_network_without_an_error_branch_has_no_means(mask):
-    measured = measure_quality(mask, None, None, AFFINE)
-    assert measured == measure(mask) | {"mean_error": None, "mean_disagreement": None}
+def test_agreement_is_the_dice_of_the_networks_two_answers(mask):
+    refined = mask.copy()
+    refined[2] = 0  # half of the mask
+    refined[5, 2:5, 1:5] = 0.75  # as much elsewhere
+    measured = measure_quality(mask, refined, None, None, AFFINE)
+    assert measured["agreement"] == 0.5
+    assert quality_flags(measured, THRESHOLDS) == ["agreement"]
+    assert quality_flags(measured, THRESHOLDS | {"agreement": 0.5}) == []
+
+
+def test_a_network_without_an_error_branch_has_no_second_answer_and_no_means(mask):
+    measured = measure_quality(mask, None, None, None, AFFINE)
+    assert measured == measure(mask) | {"agreement": None, "mean_error": None, "mean_disagreement": None}
     assert quality_flags(measured, THRESHOLDS) == []
 
 
@@ -48,6 +58,7 @@ def test_an_empty_mask_has_no_means_and_is_flagged():
     measured = measure(np.zeros(SHAPE), error=1, disagreement=1)
     assert measured == {
         "volume_ml": 0,
+        "agreement": 1,
         "mean_error": None,
         "mean_disagreement": None,
         "touches_edge": False,
@@ -86,14 +97,16 @@ def test_the_summary_is_written_beside_the_maps_with_the_thresholds_that_it_was_
     def image(values: np.ndarray) -> MetaTensor:
         return MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(AFFINE), meta={"case": "anna"})
 
-    data = {"fine": image(mask), "error": image(mask * 0.75), "disagreement": image(mask * 0.125)}
-    returned = SaveImageSummaryd(["fine", "error", "disagreement"], str(tmp_path), THRESHOLDS)(data)
+    keys = ["fine", "refined", "error", "disagreement"]
+    data = dict(zip(keys, (image(mask * factor) for factor in (1, 1, 0.75, 0.125)), strict=True))
+    returned = SaveImageSummaryd(keys, str(tmp_path), THRESHOLDS)(data)
     summary = json.loads((tmp_path / "anna" / "anna_summary.json").read_text())
     assert summary.pop("thresholds") == THRESHOLDS
     assert summary == returned["summary"]
     assert summary == {
         "case": "anna",
         "volume_ml": 0.125,
+        "agreement": 1,
         "mean_error": 0.75,
         "mean_disagreement": 0.125,
         "touches_edge": True,
@@ -105,4 +118,4 @@ def test_the_summary_is_written_beside_the_maps_with_the_thresholds_that_it_was_
 @pytest.mark.parametrize("thresholds", [{}, THRESHOLDS | {"mean_eror": 1}], ids=["none", "a mistyped one"])
 def test_other_thresholds_are_refused(thresholds):
     with pytest.raises(ValueError, match="quality needs the thresholds"):
-        SaveImageSummaryd(["fine", "error", "disagreement"], ".", thresholds)
+        SaveImageSummaryd(["fine", "refined", "error", "disagreement"], ".", thresholds)

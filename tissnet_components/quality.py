@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 
+from tissnet_components.metrics import dice
 from tissnet_components.report import write_whole
 
-THRESHOLDS = {"mean_error", "mean_disagreement", "edge_voxels"}
+THRESHOLDS = {"agreement", "mean_error", "mean_disagreement", "edge_voxels"}
 
 
 def measure_quality(
     mask: np.ndarray,
+    refined: np.ndarray | None,
     error: np.ndarray | None,
     disagreement: np.ndarray | None,
     affine: np.ndarray,
@@ -28,19 +31,21 @@ def measure_quality(
 
     Args:
         mask: above 0.5 is tumor.
-        error, disagreement: in [0, 1]; None of a network without an error branch.
+        refined, error, disagreement: in [0, 1]; None of a network without an error branch.
         affine: (4, 4), voxel to millimetres.
         edge_voxels: how many outermost voxels of each axis count as the edge of the field of view.
 
     Shapes:
-        mask, error, disagreement: (X, Y, Z).
-        returns: ``volume_ml``; ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty or
-            the map is not there; ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
+        mask, refined, error, disagreement: (X, Y, Z).
+        returns: ``volume_ml``; ``agreement``, the Dice of the mask and refined, the network's two answers;
+            ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty or the map is not
+            there; ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
     """
     tumor = mask > 0.5
     empty = not tumor.any()
     return {
         "volume_ml": round(float(tumor.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000), 4),
+        "agreement": None if refined is None else round(dice(torch.from_numpy(mask), torch.from_numpy(refined)), 4),
         "mean_error": None if empty or error is None else round(float(error[tumor].mean()), 4),
         "mean_disagreement": None if empty or disagreement is None else round(float(disagreement[tumor].mean()), 4),
         "touches_edge": touches_edge(tumor, edge_voxels),
@@ -55,8 +60,10 @@ def touches_edge(tumor: np.ndarray, edge_voxels: int = 1) -> bool:
 
 
 def quality_flags(measured: Mapping[str, float | bool | None], thresholds: Mapping[str, float]) -> list[str]:
-    """The names of what is suspicious: an empty mask, one at the edge, and means above their thresholds."""
+    """What is suspicious: an empty mask, one at the edge, too little agreement, and means above their thresholds."""
     flags = [name for name in ("empty_mask", "touches_edge") if measured[name]]
+    if measured["agreement"] is not None and measured["agreement"] < thresholds["agreement"]:
+        flags.append("agreement")
     means = ("mean_error", "mean_disagreement")
     return flags + [name for name in means if measured[name] is not None and measured[name] > thresholds[name]]
 
@@ -67,11 +74,12 @@ class SaveImageSummaryd(SaveImaged):
     A ``SaveImaged``, because MONAI Label leaves these out.
 
     Args:
-        keys: mask, error and disagreement, in this order, on the grid of the input scan.
-        thresholds: ``mean_error`` and ``mean_disagreement``, above which a case is flagged, and ``edge_voxels``.
+        keys: mask, refined, error and disagreement, in this order, on the grid of the input scan.
+        thresholds: ``agreement``, below which a case is flagged, ``mean_error`` and ``mean_disagreement``, above which
+            it is, and ``edge_voxels``.
 
     Raises:
-        ValueError: other thresholds than these three.
+        ValueError: other thresholds than these four.
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str, thresholds: Mapping[str, float]) -> None:
@@ -81,9 +89,9 @@ class SaveImageSummaryd(SaveImaged):
         self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        mask, error, disagreement = (data[key][0].cpu().numpy() if key in data else None for key in self.keys)
+        maps = (data[key][0].cpu().numpy() if key in data else None for key in self.keys)
         image = data[self.keys[0]]
-        measured = measure_quality(mask, error, disagreement, np.asarray(image.affine), self.thresholds["edge_voxels"])
+        measured = measure_quality(*maps, np.asarray(image.affine), self.thresholds["edge_voxels"])
         case = image.meta["case"]
         summary = {"case": case, **measured, "flags": quality_flags(measured, self.thresholds)}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
