@@ -46,7 +46,7 @@ bundle_run evaluating --config_file "[$evaluate,'configs/direct_segmentation.jso
 say 6 "segmenting one unseen patient from three files, no label given"
 "$python" -m tissnet_components phantom --task brats --out "$demo/unseen" --cases 3 --seed 2
 patient="$demo/unseen/Phantom_0001/Phantom_0001"
-"$python" -W ignore -m tissnet_components segment --bundle "$bundle" --weights "$demo/models/model.pt" --spacing_mm "[2.0,2.0,2.0]" \
+"$python" -W ignore -m tissnet_components segment --bundle "$bundle" --weights "$demo/models/model.pt" \
     --t1 "${patient}_t1.nii.gz" --t1ce "${patient}_t1ce.nii.gz" --t2 "${patient}_t2.nii.gz" --case unseen --out "$demo/results" --overwrite
 
 say 7 "writing the report"

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.optim.lr_scheduler import LambdaLR
 
+from tissnet_components.cascade import keep_image_settings
 from tissnet_components.metrics import box_around, dice
 from tissnet_components.transforms import LoadCased, NormalizeBrain
 
@@ -179,10 +180,19 @@ def test_inference_runs_the_network_that_was_trained(overlays):
 
 def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
     train, inference = read("train") | read("weights"), read("inference")
-    own = {"imports", "network", "preprocessing", "initialize", "run"}
+    own = {"imports", "network", "preprocessing", "initialize", "run", "image_settings", "spacing_mm", "percentiles"}
     shared = (train.keys() & inference.keys()) - own - {"patch_size", "window_size"}
-    assert {"widths", "spacing_mm", "percentiles", "source_modalities", "dropout"} <= shared
+    assert {"widths", "source_modalities", "dropout", "norm"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
+    told = inference["image_settings"]["default"]
+    assert told == {name: train[name] for name in ("spacing_mm", "percentiles")}
+
+
+def test_inference_prepares_images_as_the_file_beside_the_weights_tells(tmp_path):
+    keep_image_settings(tmp_path / "model.pt", {"spacing_mm": [2, 2, 4]})
+    parser = parse("inference", ckpt_dir=str(tmp_path))
+    assert parser.get_parsed_content("spacing_mm") == [2, 2, 4]
+    assert parser.get_parsed_content("percentiles") == [0.5, 99.5]
 
 
 def test_the_perceptor_is_what_direct_segmentation_of_the_target_trains():

@@ -151,7 +151,8 @@ def work(tmp_path_factory, data) -> Path:
 
 
 def test_training_leaves_the_best_and_the_last_of_each_network(work):
-    assert files_below(work / "models") == {"model.pt", "model_last.pt", "perceptor.pt", "perceptor_last.pt"}
+    kept = {f"{name}{end}" for name in ("model", "perceptor") for end in (".pt", ".json", "_last.pt")}
+    assert files_below(work / "models") == kept
     assert epochs_done(work / "models" / "model_last.pt") == 2
 
 

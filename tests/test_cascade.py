@@ -1,4 +1,5 @@
 import copy
+import json
 import zipfile
 
 import pytest
@@ -10,6 +11,7 @@ from tissnet_components.cascade import (
     PerceivedCascade,
     TissNet,
     compact,
+    keep_image_settings,
     load_perceptor,
     load_weights,
     read_state,
@@ -224,6 +226,18 @@ def test_weights_of_another_network_are_refused(weights, network, message):
         load_weights(network, str(weights))
 
 
+def test_weights_trained_at_another_voxel_size_are_refused(weights):
+    keep_image_settings(weights, {"spacing_mm": [1.5, 1.5, 1.5], "percentiles": [1, 99]})
+    for load in (load_weights, load_perceptor):
+        with pytest.raises(ValueError, match=r"spacing_mm \[1.5, 1.5, 1.5\] .* this run uses \[1, 1, 1\]; give --spac"):
+            load(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": [1, 1, 1]})
+        load(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": (1.5, 1.5, 1.5), "percentiles": [1.0, 99.0]})
+
+
+def test_weights_that_tell_nothing_of_their_images_are_taken(weights):
+    load_weights(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": [1, 1, 1]})
+
+
 def test_the_perceptor_is_frozen(weights):
     perceptor = load_perceptor(UNet25D(1, WIDTHS), str(weights))
     assert not perceptor.training
@@ -237,6 +251,7 @@ def test_a_missing_perceptor_prints_the_command_that_trains_one(tmp_path):
 
 def test_compact_weights_load_strictly_and_are_deflated_halves(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "model.pt")
+    keep_image_settings(tmp_path / "model.pt", {"spacing_mm": [1, 1, 3]})
     compact(str(tmp_path / "model.pt"), str(tmp_path / "small" / "model.pt"))
     loaded = load_weights(copy.deepcopy(network), str(tmp_path / "small" / "model.pt"))
     for name, value in loaded.state_dict().items():
@@ -246,6 +261,7 @@ def test_compact_weights_load_strictly_and_are_deflated_halves(network, tmp_path
     assert set(stored.values()) == {torch.float16, torch.int64}
     entries = zipfile.ZipFile(tmp_path / "small" / "model.pt").infolist()
     assert {entry.compress_type for entry in entries} == {zipfile.ZIP_DEFLATED}
+    assert json.loads((tmp_path / "small" / "model.json").read_text()) == {"spacing_mm": [1, 1, 3]}
 
 
 def test_weights_too_large_for_half_precision_are_not_compacted(tmp_path):

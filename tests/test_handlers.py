@@ -1,3 +1,4 @@
+import json
 import random
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ BATCHES = [torch.zeros(1)] * 3
 class Run:
     """A training of three iterations an epoch that adds one to a weight each; ``dice`` is what validation finds."""
 
-    def __init__(self, folder, epochs, dice=(), interval=1, size=1, network=None):
+    def __init__(self, folder, epochs, dice=(), interval=1, size=1, network=None, images=None):
         self.network = network or nn.Linear(size, 1, bias=False)
         nn.init.zeros_(self.network.weight)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0)
@@ -33,7 +34,7 @@ class Run:
         self.evaluator = SimpleNamespace(state=State(best_metric=-1, best_metric_epoch=-1))
         self.dice, self.updates = dict(enumerate(dice, 1)), 0
         state = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler, "discriminators": None}
-        checkpoint = TrainingCheckpoint(str(folder), "model", self.network, self.evaluator, state, interval)
+        checkpoint = TrainingCheckpoint(str(folder), "model", self.network, self.evaluator, state, interval, images)
         self.trainer = Trainer("cpu", epochs, BATCHES, iteration_update=self.update, decollate=False)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
         checkpoint.attach(self.trainer)
@@ -54,6 +55,14 @@ class Run:
     def train(self):
         self.trainer.run()
         return self
+
+
+def test_the_weights_tell_how_their_images_were_prepared_and_a_resume_at_another_voxel_size_is_refused(tmp_path):
+    Run(tmp_path, epochs=1, dice=[0.5], images={"spacing_mm": [1, 1, 3]}).train()
+    assert json.loads((tmp_path / "model.json").read_text()) == {"spacing_mm": [1, 1, 3]}
+    with pytest.raises(ValueError, match=r"model.pt was trained with spacing_mm \[1, 1, 3\]"):
+        Run(tmp_path, epochs=2, images={"spacing_mm": [1, 1, 1]})
+    Run(tmp_path, epochs=2, images={"spacing_mm": [1, 1, 3]}).train()
 
 
 def weight(path) -> float:

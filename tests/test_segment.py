@@ -80,7 +80,12 @@ def cohort(tmp_path) -> Path:
 def times_loaded(monkeypatch) -> list[str]:
     """The weights that were loaded, in their order."""
     loaded, load = [], cascade.load_weights
-    monkeypatch.setattr(cascade, "load_weights", lambda network, path: loaded.append(path) or load(network, path))
+
+    def counted(network: torch.nn.Module, path: str, **settings: object) -> torch.nn.Module:
+        loaded.append(path)
+        return load(network, path, **settings)
+
+    monkeypatch.setattr(cascade, "load_weights", counted)
     return loaded
 
 

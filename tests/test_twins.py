@@ -20,7 +20,7 @@ OWN_SETTINGS = {
     "training_box",
     "dicom_segment",
 }
-OWN_RECIPE = OWN_SETTINGS | {"epochs", "patch_size", "window_size"}  # of the weights that each ships
+OWN_RECIPE = OWN_SETTINGS | {"epochs", "patch_size", "window_size", "image_settings"}  # of the weights that each ships
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "weights")}
 
 
@@ -78,6 +78,14 @@ def test_inference_prepares_images_exactly_as_the_training_of_the_shipped_weight
     trained, run = (config.get_parsed_content("preprocessing")(case)["image"] for config in configs)
     torch.testing.assert_close(trained.as_tensor(), run.as_tensor(), rtol=0, atol=0)
     np.testing.assert_array_equal(trained.affine, run.affine)
+
+
+@pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])
+@pytest.mark.parametrize("weights", ["model", "perceptor"])
+def test_the_shipped_weights_tell_how_their_training_prepared_images(bundle, weights):
+    told = json.loads((bundle / "models" / f"{weights}.json").read_text())
+    assert told == read(bundle, "inference")["image_settings::default"]
+    assert told == read(bundle, "train", "weights").get_parsed_content("image_settings")
 
 
 @pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])

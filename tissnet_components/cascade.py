@@ -1,6 +1,7 @@
 """The cascade: generator, then segmentor (Fig. 2d), and loading what was trained."""
 
 import io
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from tissnet_components.errors import answered
+from tissnet_components.report import write_whole
 
 SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
 
@@ -133,22 +135,53 @@ class Frozen(nn.Module):
         return self.network(image)
 
 
-def load_weights(network: nn.Module, path: str, missing: str = "train the network first (run training)") -> nn.Module:
+def load_weights(
+    network: nn.Module,
+    path: str,
+    image_settings: Mapping[str, Any] | None = None,
+    missing: str = "train the network first (run training)",
+) -> nn.Module:
     """Load a state dict strictly, with ``weights_only=True``, and return the network.
 
     Args:
+        image_settings: how this run prepares images, which no shape in the file can tell: see `check_image_settings`.
         missing: what to tell the user to do when there is no such file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not a state dict, or does not fit the network.
+        ValueError: the file is not a state dict, does not fit the network, or was trained on other images.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: {missing}")
+    check_image_settings(path, image_settings or {})
     state = read_state(path)
     check_weights_fit(network, state, path)
     network.load_state_dict(state)
     return network
+
+
+def keep_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> None:
+    """Write how a training prepared its images (``spacing_mm``, ``percentiles``) beside its weights, as JSON."""
+    write_whole(Path(weights).with_suffix(".json"), f"{json.dumps(dict(settings))}\n".encode())
+
+
+def read_image_settings(weights: str | Path, default: Mapping[str, Any]) -> dict[str, Any]:
+    """How the training of these weights prepared its images; what the file beside them does not tell is ``default``."""
+    path = Path(weights).with_suffix(".json")
+    return {**default, **(json.loads(path.read_text()) if path.is_file() else {})}
+
+
+def check_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError when the file beside the weights says that they were trained on images prepared otherwise.
+
+    A network accepts images of any voxel size, and is wrong without a word at another than it was trained with.
+    """
+    for name, trained in read_image_settings(weights, settings).items():
+        if name in settings and list(settings[name]) != list(trained):
+            raise ValueError(
+                f"{weights} was trained with {name} {trained} (says the .json beside it), and this run uses "
+                f"{list(settings[name])}; give --{name} '{json.dumps(trained)}', or the configs of its training"
+            )
 
 
 def read_state(path: str | Path) -> dict:
@@ -172,7 +205,8 @@ def compact(weights: str, out: str) -> None:
     Example:
         python -m tissnet_components compact --weights runs/models/model.pt --out bundles/tissnet_brats/models/model.pt
 
-    ``torch.load`` reads the result as any other file; a network takes it up in its own precision.
+    ``torch.load`` reads the result as any other file; a network takes it up in its own precision. The file of image
+    settings beside the weights goes along.
 
     Args:
         weights: file of weights, as training writes it.
@@ -193,6 +227,9 @@ def compact(weights: str, out: str) -> None:
         for entry in plain.namelist():
             dense.writestr(zipfile.ZipInfo(entry), plain.read(entry), zipfile.ZIP_DEFLATED, compresslevel=9)
     partial.replace(out)
+    beside = Path(weights).with_suffix(".json")
+    if beside.is_file():
+        write_whole(Path(out).with_suffix(".json"), beside.read_bytes())
 
 
 def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
@@ -218,11 +255,11 @@ def load_generator(generator: nn.Module, path: str) -> Frozen:
     return Frozen(load_weights(TissNet(generator, None), path, missing=command).generator)
 
 
-def load_perceptor(perceptor: nn.Module, path: str) -> nn.Module:
+def load_perceptor(perceptor: nn.Module, path: str, image_settings: Mapping[str, Any] | None = None) -> nn.Module:
     """Load S_p and freeze it: eval mode, no gradients of its own; gradients pass through to its input (Eq. 5)."""
     command = (
         "train the perceptor first: python -m monai.bundle run training "
         "--config_file \"['configs/train.json','configs/direct_segmentation.json']\" --dataset_dir DIR "
         "(with the same widths and spacing)"
     )
-    return load_weights(perceptor, path, missing=command).eval().requires_grad_(False)
+    return load_weights(perceptor, path, image_settings, missing=command).eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from monai.transforms import Randomizable
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from tissnet_components.cascade import check_weights_fit, read_state
+from tissnet_components.cascade import check_image_settings, check_weights_fit, keep_image_settings, read_state
 from tissnet_components.report.figures import overview
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class SeedEachEpoch:
 class TrainingCheckpoint:
     """Writes ``<name>_last.pt`` (everything) and ``<name>.pt`` (the best network's weights); resumes from the former.
 
+    Beside the weights, ``<name>.json`` tells how images were prepared, which every later use is held against.
+
     The best network is the one with the highest key metric of the evaluator, which must run earlier in the epoch.
     Both files are replaced atomically. Attach it last, after the schedulers.
 
@@ -74,9 +76,10 @@ class TrainingCheckpoint:
         state: name -> further objects with a state dict (discriminators, optimizers, schedulers, scalers); None is
             left out.
         interval: epochs between two writings of the last checkpoint.
+        image_settings: ``spacing_mm`` and ``percentiles`` of the training.
 
     Raises:
-        ValueError: the last checkpoint is damaged or of other networks; nothing is overwritten.
+        ValueError: the last checkpoint is damaged, of other networks or of other images; nothing is overwritten.
     """
 
     def __init__(
@@ -87,7 +90,9 @@ class TrainingCheckpoint:
         evaluator: Evaluator,
         state: dict[str, Any],
         interval: int = 1,
+        image_settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.image_settings = dict(image_settings or {})
         self.save = DiskSaver(save_dir, atomic=True, create_dir=True, require_empty=False)
         self.folder, self.name, self.interval = Path(save_dir), name, interval
         self.network = getattr(network, "module", network)
@@ -103,6 +108,7 @@ class TrainingCheckpoint:
     def __call__(self, engine: Trainer) -> None:
         if self.evaluator.state.best_metric_epoch == engine.state.epoch:
             self.save(self.network.state_dict(), f"{self.name}.pt")
+            keep_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
         if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
             self.save(self._checkpoint(engine), f"{self.name}_last.pt")
 
@@ -112,6 +118,7 @@ class TrainingCheckpoint:
         return {**states, "epoch": engine.state.epoch, "best": best}
 
     def _resume(self, engine: Trainer, path: Path) -> None:
+        check_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
         checkpoint = read_state(path)
         for key, value in self.objects.items():
             if isinstance(value, nn.Module):

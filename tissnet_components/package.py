@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 PACKAGE = Path(__file__).parent
-BUNDLE_FILES = ("LICENSE", "large_files.yml", "configs/**/*", "docs/**/*", "models/model.pt", "models/perceptor.pt")
+WEIGHTS = tuple(f"models/{name}.{ending}" for name in ("model", "perceptor") for ending in ("pt", "json"))
+BUNDLE_FILES = ("LICENSE", "large_files.yml", "configs/**/*", "docs/**/*", *WEIGHTS)
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
 SUMS = "SHA256SUMS"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold

@@ -84,7 +84,8 @@ def segment(
         device: cpu, cuda or cuda:1; by default a GPU where there is one.
         precision: float32, bfloat16 or float16; by default the bundle's.
         weights: file of trained weights; by default the bundle's models/model.pt.
-        spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default the bundle's.
+        spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default what the file beside
+            them tells, or the bundle's.
         widths: channels per level of these weights, such as [32,64,128,256,512]; by default the bundle's.
         source_modalities: scans these weights were trained with, in order, such as [t1,t2]; by default the bundle's.
 
