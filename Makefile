@@ -1,4 +1,5 @@
 # make demo: the whole system on a simulated cohort.  make test: all tests.  make bench: timings.
+# make stress: the tests of faults in full, for hours rather than minutes.
 # make package-test, label-test, deploy-test: what needs an environment of its own.
 # make weights GLIOMAS=folder CONTOURS=folder: train what the bundles ship.
 # Each sets up what it needs in .venv; `make clean` removes it.
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-fast bench weights package-test label-test deploy-test clean
+.PHONY: demo test test-fast stress bench weights package-test label-test deploy-test clean
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -15,7 +16,10 @@ test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not stress" --numprocesses 2 --dist loadfile
+
+stress: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m stress -rP
 
 demo: $(VENV)/ready
 	bash demo.sh $(PY)

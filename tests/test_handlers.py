@@ -1,5 +1,7 @@
 import json
 import random
+import resource
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -10,7 +12,9 @@ from ignite.engine import Engine, Events, State
 from monai.data import MetaTensor
 from monai.engines import Trainer
 from monai.transforms import RandSpatialCrop
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from tissnet_components.handlers import (
     LossProgressBar,
@@ -26,7 +30,7 @@ BATCHES = [torch.zeros(1)] * 3
 class Run:
     """A training of three iterations an epoch that adds one to a weight each; ``dice`` is what validation finds."""
 
-    def __init__(self, folder, epochs, dice=(), interval=1, size=1, network=None, images=None):
+    def __init__(self, folder, epochs, dice=(), interval=1, size=1, network=None, images=None, writer=None):
         self.network = network or nn.Linear(size, 1, bias=False)
         nn.init.zeros_(self.network.weight)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0)
@@ -34,7 +38,8 @@ class Run:
         self.evaluator = SimpleNamespace(state=State(best_metric=-1, best_metric_epoch=-1))
         self.dice, self.updates = dict(enumerate(dice, 1)), 0
         state = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler, "discriminators": None}
-        checkpoint = TrainingCheckpoint(str(folder), "model", self.network, self.evaluator, state, interval, images)
+        kept = (str(folder), "model", self.network, self.evaluator, state)
+        checkpoint = TrainingCheckpoint(*kept, interval, images, writer)
         self.trainer = Trainer("cpu", epochs, BATCHES, iteration_update=self.update, decollate=False)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
         checkpoint.attach(self.trainer)
@@ -167,6 +172,58 @@ def test_a_damaged_last_checkpoint_is_named(tmp_path):
         Run(tmp_path, 1)
 
 
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """As on a full disk, nothing larger than 100 kB can be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_loses_the_newest_checkpoint_alone_and_says_so(tmp_path, small_files):
+    Run(tmp_path, 1, dice=[0.5], size=10_000).train()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    full = Run(tmp_path, 2, size=10_000)
+    full.optimizer.param_groups[0]["more"] = torch.zeros(100_000)
+    with pytest.raises(ValueError, match=r"model_last.pt cannot be written \(File too large\); make room"):
+        full.train()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert Run(tmp_path, 2, size=10_000).train().trainer.state.epoch == 2
+
+
+def test_a_folder_that_vanishes_or_becomes_unwritable_is_named(tmp_path):
+    run = Run(tmp_path / "models", 3)
+
+    @run.trainer.on(Events.EPOCH_STARTED(once=3))
+    def replace_by_a_file():
+        (tmp_path / "models").rename(tmp_path / "kept")
+        (tmp_path / "models").write_text("")
+
+    with pytest.raises(ValueError, match=r"model_last.pt cannot be written \(File exists\)"):
+        run.train()
+    assert torch.load(tmp_path / "kept" / "model_last.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_checkpoint_reaches_the_disk_after_what_was_logged_before_it(tmp_path):
+    run, seen = Run(tmp_path, 1), []
+    writer = SimpleNamespace(flush=lambda: seen.append([file.name for file in tmp_path.iterdir()]))
+    TrainingCheckpoint(str(tmp_path), "other", run.network, run.evaluator, {}, writer=writer).attach(run.trainer)
+    run.train()
+    assert seen == [["model_last.pt"]]
+
+
+def test_what_was_logged_after_the_checkpoint_that_is_resumed_is_withdrawn(tmp_path):
+    for epochs, value in ((1, 1.0), (2, 2.0)):
+        with SummaryWriter(str(tmp_path / "logs"), filename_suffix=str(epochs)) as writer:
+            Run(tmp_path / "models", epochs, writer=writer).train()
+            for step in (3, 4)[epochs - 1 :]:  # the last iteration of the first epoch, and one of the second
+                writer.add_scalar("loss", value, step)
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 1.0), (4, 2.0)]
+
+
 def test_fewer_epochs_than_were_trained_end_at_once(tmp_path, caplog):
     Run(tmp_path, 3).train()
     with caplog.at_level("INFO"):
@@ -206,6 +263,12 @@ def validate(pictures: ValidationPictures, evaluator: SimpleNamespace, epochs: l
 def test_pictures_are_drawn_of_the_first_validation_and_then_every_few_epochs(tmp_path, evaluator):
     validate(ValidationPictures(str(tmp_path), interval=10), evaluator, [5, 10, 15, 20, 25])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch_0005.png", "epoch_0015.png", "epoch_0025.png"]
+
+
+def test_pictures_go_on_in_the_rhythm_that_a_resumed_evaluator_remembers(tmp_path, evaluator):
+    evaluator.state.picture_epoch = 5
+    validate(ValidationPictures(str(tmp_path), interval=10), evaluator, [10, 15, 20, 25])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch_0015.png", "epoch_0025.png"]
 
 
 def test_a_picture_goes_to_tensorboard_too(tmp_path, evaluator):

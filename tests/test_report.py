@@ -227,6 +227,6 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match=r"report.html cannot be written \(Is a directory\)"):
         write_whole(tmp_path / "report.html", b"page")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -1,22 +1,26 @@
 """What the bundles attach to their engines and MONAI and Ignite lack."""
 
+import io
 import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import matplotlib.image
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import DiskSaver, ProgressBar
+from ignite.handlers import ProgressBar
 from monai.engines import Evaluator, Trainer
 from monai.transforms import Randomizable
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tissnet_components.cascade import check_image_settings, check_weights_fit, keep_image_settings, read_state
+from tissnet_components.report import write_whole
 from tissnet_components.report.figures import overview
 
 logger = logging.getLogger(__name__)
@@ -36,7 +40,7 @@ class LossProgressBar(ProgressBar):
 
 
 class SeedEachEpoch:
-    """Seeds every source of chance anew at the start of each epoch, from the seed and the epoch's number.
+    """Seeds every source of chance anew at the start of each epoch, from the seed, the epoch and the process.
 
     An epoch then draws the same patches, augmentation, order and dropout whether the training ran up to it or was
     resumed before it: on CPU, a resumed training is the uninterrupted one, bit by bit.
@@ -53,7 +57,7 @@ class SeedEachEpoch:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Trainer) -> None:
-        seed = (self.seed + 1_000_003 * engine.state.epoch) % 2**32
+        seed = (self.seed + 1_000_003 * engine.state.epoch + idist.get_rank()) % 2**32
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
@@ -66,7 +70,8 @@ class TrainingCheckpoint:
     Beside the weights, ``<name>.json`` tells how images were prepared, which every later use is held against.
 
     The best network is the one with the highest key metric of the evaluator, which must run earlier in the epoch.
-    Both files are replaced atomically. Attach it last, after the schedulers.
+    Both files are replaced atomically: killed at any moment, or with a full disk, at most the epochs since the last
+    checkpoint are lost. Of several processes the first writes, and all resume. Attach it last, after the schedulers.
 
     Args:
         save_dir: folder of both files, made if needed.
@@ -77,10 +82,15 @@ class TrainingCheckpoint:
             left out.
         interval: epochs between two writings of the last checkpoint.
         image_settings: ``spacing_mm`` and ``percentiles`` of the training.
+        writer: of TensorBoard; what it logged reaches the disk before a checkpoint does, and what it logged after the
+            checkpoint that a training resumes from is withdrawn.
 
     Raises:
-        ValueError: the last checkpoint is damaged, of other networks or of other images; nothing is overwritten.
+        ValueError: the last checkpoint is damaged, of other networks or of other images, and nothing is overwritten; or
+            a checkpoint cannot be written.
     """
+
+    MEMORY = ("best_metric", "best_metric_epoch", "picture_epoch")  # of the evaluator
 
     def __init__(
         self,
@@ -91,10 +101,10 @@ class TrainingCheckpoint:
         state: dict[str, Any],
         interval: int = 1,
         image_settings: Mapping[str, Any] | None = None,
+        writer: SummaryWriter | None = None,
     ) -> None:
         self.image_settings = dict(image_settings or {})
-        self.save = DiskSaver(save_dir, atomic=True, create_dir=True, require_empty=False)
-        self.folder, self.name, self.interval = Path(save_dir), name, interval
+        self.folder, self.name, self.interval, self.writer = Path(save_dir), name, interval, writer
         self.network = getattr(network, "module", network)
         self.evaluator = evaluator
         self.objects = {"network": self.network, **{key: value for key, value in state.items() if value is not None}}
@@ -105,15 +115,23 @@ class TrainingCheckpoint:
             self._resume(engine, last)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
+    @idist.one_rank_only()
     def __call__(self, engine: Trainer) -> None:
         if self.evaluator.state.best_metric_epoch == engine.state.epoch:
-            self.save(self.network.state_dict(), f"{self.name}.pt")
+            self._save(self.network.state_dict(), f"{self.name}.pt")
             keep_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
         if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
-            self.save(self._checkpoint(engine), f"{self.name}_last.pt")
+            if self.writer is not None:
+                self.writer.flush()
+            self._save(self._checkpoint(engine), f"{self.name}_last.pt")
+
+    def _save(self, state: dict[str, Any], name: str) -> None:
+        content = io.BytesIO()  # PyTorch's own writing to a full disk fails without saying so
+        torch.save(state, content)
+        write_whole(self.folder / name, content.getbuffer())
 
     def _checkpoint(self, engine: Trainer) -> dict[str, Any]:
-        best = {key: getattr(self.evaluator.state, key) for key in ("best_metric", "best_metric_epoch")}
+        best = {key: getattr(self.evaluator.state, key, None) for key in self.MEMORY}
         states = {key: value.state_dict() for key, value in self.objects.items()}
         return {**states, "epoch": engine.state.epoch, "best": best}
 
@@ -132,7 +150,14 @@ class TrainingCheckpoint:
         if engine.state.epoch >= engine.state.max_epochs:
             self._refuse_to_start_over(engine, path)
         else:
+            self._withdraw_logs_after(engine.state.iteration)
             logger.info(f"resuming after epoch {engine.state.epoch} from {path}")
+
+    def _withdraw_logs_after(self, iteration: int) -> None:
+        """TensorBoard's own way to say that a run was restarted: readers drop what came later."""
+        if self.writer is not None:
+            restarted = Event(session_log=SessionLog(status=SessionLog.START))
+            self.writer.file_writer.add_event(restarted, step=iteration + 1)
 
     @staticmethod
     def _refuse_to_start_over(engine: Trainer, path: Path) -> None:
@@ -143,6 +168,8 @@ class TrainingCheckpoint:
 
 class ValidationPictures:
     """Every few epochs, an overview of the first validation case: as PNG, and in TensorBoard.
+
+    The epoch of the latest is kept as ``engine.state.picture_epoch``, which `TrainingCheckpoint` saves.
 
     Args:
         output_dir: gets ``epoch_0001.png``...
@@ -162,16 +189,15 @@ class ValidationPictures:
     ) -> None:
         self.output_dir, self.interval, self.writer = Path(output_dir), interval, writer
         self.source_names = source_names
-        self.last_epoch: int | None = None
 
     def attach(self, engine: Evaluator) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Evaluator) -> None:
-        epoch = engine.state.epoch
-        if engine.state.iteration != 1 or (self.last_epoch is not None and epoch < self.last_epoch + self.interval):
+        epoch, last = engine.state.epoch, getattr(engine.state, "picture_epoch", None)
+        if engine.state.iteration != 1 or (last is not None and epoch < last + self.interval):
             return
-        self.last_epoch = epoch
+        engine.state.picture_epoch = epoch
         case = {**engine.state.batch[0], **engine.state.output[0]}
         maps = {name: case[name].cpu().numpy() for name in self.MAPS if name in case}
         maps = {"source" if name == "image" else name: value for name, value in maps.items()}

@@ -18,6 +18,7 @@ from torch import nn
 from tissnet_components.datasets.brats import find_cases
 from tissnet_components.datasets.cases import load_datalist, usable_cases
 from tissnet_components.errors import answered
+from tissnet_components.report import whole
 from tissnet_components.report.figures import overview, save_slices
 
 MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
@@ -122,13 +123,8 @@ class WholeFileWriter(NibabelWriter):
     """A NIfTI file appears under its final name only when it is whole."""
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
-        final = Path(filename)
-        partial = final.with_name(f".partial-{final.name}")
-        try:
-            super().write(partial, verbose=verbose, **obj_kwargs)
-            os.replace(partial, final)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(filename) as unfinished:
+            super().write(unfinished, verbose=verbose, **obj_kwargs)
 
 
 class SaveImageCased(SaveImaged):

@@ -8,7 +8,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from os.path import abspath
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from tissnet_components.datasets.cases import MODALITIES, SECTIONS, BadCase, check_readable, usable_cases
+from tissnet_components.report import whole
 
 PAPER_SPLIT = (258, 37, 74)  # of BraTS 2020's 369 patients: training, validation, test
 NAMES = {  # until 2021, from 2023 on, elsewhere
@@ -335,29 +335,13 @@ def _write_modalities(image: Path, order: Sequence[str], to: Path) -> dict[str, 
     if len(scan.shape) != 4 or scan.shape[3] != len(order):
         raise BadCase(f"{image} has shape {scan.shape}, expected (X, Y, Z, {len(order)}) in the order {order}")
     for channel, file in enumerate(files.values()):
-        with _whole(file) as partial:
+        with whole(file) as partial:
             nib.save(scan.slicer[..., channel], partial)
     return files
 
 
 def _stem(file: Path) -> str:
     return file.name.removesuffix(".gz").removesuffix(".nii")
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A hidden path beside ``file`` to write to; it takes that name only when everything is written."""
-    partial = file.with_name(f".{os.getpid()}_{file.name}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(file)
-    except OSError as error:
-        raise ValueError(
-            f"{file} cannot be written ({error.strerror or error}); make room or choose another --out"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _named_by_split(
@@ -420,7 +404,7 @@ def _write_datalist(
         "labels": {"0": "background", "1": "whole tumor"},
         **{section: [by_name[name] for name in names] for section, names in sections.items()},
     }
-    with _whole(path) as partial:
+    with whole(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
