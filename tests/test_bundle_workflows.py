@@ -1,12 +1,11 @@
 """The bundle really trained, resumed, evaluated and run, by the commands that a user types; networks of two channels.
 
-The README's commands run as they are. The others run in processes forked from one that has imported everything,
-which saves each of them the seconds that importing takes; to the command it is the same.
+The README's commands run as they are, the others in forked processes.
 """
 
 import csv
 import json
-import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from cohort import oblique_affine, save, write_case, write_cohort, write_datalist
+from forks import Ended, Forks
 
 pytestmark = pytest.mark.slow
 
@@ -33,65 +32,13 @@ EVALUATE_CROP = "['configs/train.json','configs/evaluate.json','configs/tumor_cr
 INFERENCE = "configs/inference.json"
 OUTPUTS = ("disagreement.nii.gz", "error.nii.gz", "overview.png", "seg.nii.gz", "summary.json", "synthetic.nii.gz")
 
-FORKS = """
-import gc, json, os, runpy, sys
-import ignite.handlers, monai.bundle, monai.engines, torch._dynamo, tissnet_components.__main__
-import tissnet_components.handlers, tissnet_components.inference, tissnet_components.losses, tissnet_components.training
-
-gc.freeze()  # otherwise each process takes a second to tear down what this one imported
-for line in sys.stdin:
-    if (child := os.fork()) == 0:
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-command = json.loads(line)
-for descriptor in (1, 2):
-    os.dup2(os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-os.chdir(command["folder"])
-sys.argv = [command["module"], *command["arguments"]]
-runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
-"""
-
-
-class Ended(NamedTuple):
-    """How a command ended, and what it printed."""
-
-    status: int
-    printed: str
-
-    @property
-    def succeeded(self) -> bool:
-        assert self.status == 0, self.printed
-        return True
-
-    @property
-    def sentence(self) -> str:
-        """The one line that begins with "error:"; anything like a traceback fails the test."""
-        assert self.status == 1, self.printed
-        assert "Traceback" not in self.printed, self.printed
-        [line] = [line for line in self.printed.splitlines() if line.startswith("error: ")]
-        return line
-
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory) -> Iterator[Callable[..., Ended]]:
+def command(tmp_path_factory) -> Iterator[Forks]:
     """`command("monai.bundle", "run", ...)` is `python -m monai.bundle run ...` in the bundle's folder."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    forks = subprocess.Popen(
-        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    logs = tmp_path_factory.mktemp("logs")
-
-    def run(module: str, *arguments: str) -> Ended:
-        log = logs / f"{len(list(logs.iterdir()))}.txt"
-        request = {"module": module, "arguments": arguments, "folder": str(BUNDLE), "log": str(log)}
-        print(json.dumps(request), file=forks.stdin, flush=True)
-        return Ended(int(forks.stdout.readline()), log.read_text())
-
-    yield run
-    forks.stdin.close()
-    forks.wait()
+    forks = Forks(BUNDLE, tmp_path_factory.mktemp("logs"))
+    yield forks
+    forks.close()
 
 
 def cold(*arguments: str) -> Ended:
@@ -274,6 +221,28 @@ def test_ctrl_c_ends_a_training_promptly_and_the_second_start_resumes(command, d
     resumed = command(*run("training", DIRECT, data, tmp_path / "models", tmp_path / "out", epochs=done + 1))
     assert f"resuming after epoch {done} " in resumed.printed
     assert epochs_done(last) == done + 1
+
+
+THIRD_LOSS_IS_NAN = """
+import itertools
+from tissnet_components import losses
+
+calls, dice_loss = itertools.count(), losses.dice_loss
+losses.dice_loss = lambda *maps: dice_loss(*maps) * (float("nan") if next(calls) == 2 else 1)
+"""
+
+
+def test_a_loss_that_is_not_finite_names_its_cases_and_the_training_goes_on_without_them(command, data, tmp_path):
+    last, options = tmp_path / "models" / "perceptor_last.pt", {"epochs": 3}
+    training = run("training", DIRECT, data, tmp_path / "models", tmp_path, **options)
+    sentence = command(*training, before=THIRD_LOSS_IS_NAN).sentence
+    assert re.match(r"error: the loss became nan on case_\d, case_\d; look at these, then resume with", sentence)
+    assert epochs_done(last) == 1
+    resumed = command(*training, "--on_non_finite", "skip", before=THIRD_LOSS_IS_NAN)
+    assert resumed.succeeded
+    assert resumed.printed.count(": skipped") == 1
+    assert epochs_done(last) == 3
+    assert all(value.isfinite().all() for value in torch.load(last, weights_only=True)["network"].values())
 
 
 def test_tracking_with_mlflow_records_losses_and_dice(command, data, tmp_path):

@@ -162,6 +162,69 @@ def test_a_loss_that_is_not_finite_stops_before_stepping(update, batch, value):
     assert unchanged(update.discriminators, discriminators_before)
 
 
+def without_target(batch):
+    return batch | {"target": torch.full_like(batch["target"], float("nan")), "case": ["anna", "bert"]}
+
+
+def test_the_cases_of_a_batch_that_gives_no_finite_loss_are_named(update, batch):
+    with pytest.raises(FloatingPointError, match="the loss became nan on anna, bert; look at these, then resume with"):
+        train(update, without_target(batch))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_stepping(update, batch):
+    before = snapshot(update.network)
+    next(update.network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"the gradient became (inf|nan) on anna, bert"):
+        train(update, batch | {"case": ["anna", "bert"]})
+    assert unchanged(update.network, before)
+
+
+def train_each(update, batches):
+    """The output of an iteration on each batch; chance begins anew in each."""
+    outputs = []
+    trainer = Trainer(torch.device("cpu"), 1, batches, iteration_update=update)
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: torch.manual_seed(0))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
+    trainer.run()
+    return outputs
+
+
+def test_a_skipped_batch_leaves_no_trace(update, batch, caplog):
+    other = copy.deepcopy(update)
+    update.on_non_finite = "skip"
+    skipped, trained = train_each(update, [without_target(batch), batch])
+    (expected,) = train_each(other, [batch])
+    assert "the loss became nan on anna, bert: skipped" in caplog.text
+    assert losses_of(skipped) == {}
+    assert losses_of(trained) == losses_of(expected)
+    for name in ("network", "discriminators", "optimizer", "discriminator_optimizer"):
+        one, two = (getattr(each, name).state_dict() for each in (update, other))
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_ten_batches_in_a_row_are_not_skipped(batch):
+    update = direct_update(UNet25D(3, WIDTHS))
+    update.on_non_finite = "skip"
+    good = {key: value[:1] for key, value in batch.items()}
+    bad = good | {"image": torch.full_like(good["image"], float("inf")), "case": ["anna"]}
+    train_each(update, [bad] * 9 + [good, bad])
+    with pytest.raises(FloatingPointError, match="the loss became nan on anna, as in 10 batches in a row"):
+        train_each(update, [bad] * 9)
+
+
+def test_an_unknown_choice_for_what_is_not_finite_is_refused(network):
+    with pytest.raises(ValueError, match="on_non_finite is 'ignore'; choose one of stop, skip"):
+        AdversarialUpdate(network, None, None, None, on_non_finite="ignore")
+
+
+def test_a_gradient_that_overflows_float16_is_left_to_its_scaler():
+    weight = nn.Parameter(torch.tensor(1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    for scale in (2.0**126, 2.0**125):
+        step(4 * weight, torch.optim.SGD([weight], 0.1), scaler)
+        assert (weight.item(), scaler.get_scale()) == (1.0, scale)
+
+
 def test_old_gradients_are_dropped_before_a_step():
     weight = nn.Parameter(torch.tensor(1.0))
     weight.grad = torch.tensor(100.0)

@@ -1,9 +1,11 @@
 """One adversarial iteration, and the learning-rate schedule."""
 
+import logging
 from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
@@ -11,6 +13,13 @@ from monai.inferers import Inferer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from tissnet_components.distributed import average_gradients, mean_over_processes
+
+logger = logging.getLogger(__name__)
+
+ON_NON_FINITE = ("stop", "skip")
+MOST_SKIPPED = 10  # in a row; then it is the network that is broken, and not some batches
 
 
 class AdversarialUpdate:
@@ -26,9 +35,16 @@ class AdversarialUpdate:
         inferer: runs the network's cascade, in the precision wanted.
         discriminators, discriminator_loss, discriminator_optimizer: Eq. 11; all or none.
         scaler, discriminator_scaler: gradient scalers, needed by float16 alone.
+        on_non_finite: what to do with a batch whose loss or gradient is NaN or infinite. ``stop`` the training, so that
+            the last checkpoint stays good; or ``skip`` the step, keep the statistics of batch norm, and go on.
+            Gradients that overflow float16 are the scalers' matter.
+
+    Raises:
+        ValueError: another ``on_non_finite``.
+        FloatingPointError: from an iteration, names the cases: it was to stop, or ten batches in a row were skipped.
 
     The output, one dict per iteration: ``image``, ``label``, ``target``, every loss term, ``loss``, and every map in
-    ``pred``, since a map and its loss term share their name.
+    ``pred``, since a map and its loss term share their name. A skipped batch has no losses.
     """
 
     def __init__(
@@ -42,7 +58,11 @@ class AdversarialUpdate:
         discriminator_optimizer: Optimizer | None = None,
         scaler: torch.amp.GradScaler | None = None,
         discriminator_scaler: torch.amp.GradScaler | None = None,
+        on_non_finite: str = "stop",
     ) -> None:
+        if on_non_finite not in ON_NON_FINITE:
+            raise ValueError(f"on_non_finite is {on_non_finite!r}; choose one of {', '.join(ON_NON_FINITE)}")
+        self.on_non_finite, self.skipped = on_non_finite, 0
         self.network = network
         self.loss_function = loss_function
         self.optimizer = optimizer
@@ -59,14 +79,44 @@ class AdversarialUpdate:
             for key in ("image", "target", "label")
         )
         self.network.train()
+        statistics = [(buffer, buffer.clone()) for buffer in self._buffers()] if self.on_non_finite == "skip" else []
         maps = self.inferer(source, self.network)
         losses = {}
-        if self.discriminators is not None:
-            losses.update(self.update_discriminators(maps, source, target, label))
-        losses.update(self.update_network(maps, source, target, label))
+        try:
+            if self.discriminators is not None:
+                losses.update(self.update_discriminators(maps, source, target, label))
+            losses.update(self.update_network(maps, source, target, label))
+            self.skipped = 0
+        except FloatingPointError as error:
+            self._stop_or_skip(error, batchdata)
+            losses = {}
+            for buffer, value in statistics:
+                buffer.copy_(value)
+        losses = mean_over_processes(losses)
         engine.state.output = {"image": source, "target": target, "label": label, "pred": maps, **losses}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+    def _buffers(self) -> Iterable[torch.Tensor]:
+        """Those of both players: the running statistics of batch norm, which a forward pass alone would spoil."""
+        for player in (self.network, self.discriminators):
+            yield from player.buffers() if player is not None else ()
+
+    def _stop_or_skip(self, error: FloatingPointError, batchdata: dict[str, Any]) -> None:
+        self.skipped += 1
+        cases = idist.all_gather(", ".join(batchdata.get("case", ["cases without a name"])))
+        found = f"{error} on {', '.join(cases)}"
+        if self.on_non_finite == "stop":
+            raise FloatingPointError(
+                f"{found}; look at these, then resume with --on_non_finite skip or --precision float32, or start over "
+                f"with a smaller --learning_rate"
+            ) from error
+        if self.skipped == MOST_SKIPPED:
+            raise FloatingPointError(
+                f"{found}, as in {MOST_SKIPPED} batches in a row; resume with --precision float32, or start over with "
+                f"a smaller --learning_rate"
+            ) from error
+        logger.warning(f"{found}: skipped")
 
     def update_discriminators(
         self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
@@ -76,8 +126,8 @@ class AdversarialUpdate:
         detached = {name: value.detach() for name, value in maps.items()}
         with self.inferer.autocast(source.device):
             losses = self.discriminator_loss(detached, source, target, label)
-        if losses:
-            step(sum(losses.values()), self.discriminator_optimizer, self.discriminator_scaler)
+        nothing = source.new_zeros((), requires_grad=True)  # no discriminator applies, but perhaps to other processes'
+        step(sum(losses.values(), nothing), self.discriminator_optimizer, self.discriminator_scaler)
         return losses
 
     def update_network(
@@ -92,20 +142,31 @@ class AdversarialUpdate:
 
 
 def step(loss: torch.Tensor, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Backward and one optimizer step.
+    """Backward and one optimizer step, on the gradient over all processes; none where there is no gradient.
+
+    An enabled scaler itself skips a step whose gradient overflowed, and lowers its scale.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or the gradient without a scaler; there was no step.
     """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss.item()}; resume with --precision float32, or start over with "
-            f"a smaller --learning_rate"
-        )
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    average_gradients(parameters)
+    total = idist.all_reduce(loss.detach().clone())
+    norm = gradient_norm([] if scaler.is_enabled() else parameters)
+    if not torch.isfinite(total + norm):  # one look at both: each look makes the CPU wait for the GPU
+        kind, value = ("gradient", norm) if torch.isfinite(total) else ("loss", total)
+        raise FloatingPointError(f"the {kind} became {value.item()}")
+    if any(parameter.grad is not None for parameter in parameters):
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Euclidean norm of the gradient; a scalar, 0 without any."""
+    norms = [torch.linalg.vector_norm(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 @contextmanager
