@@ -27,6 +27,8 @@ OVERLAYS = {  # overlay -> what it lies on
     "weights": ["train"],
     "evaluate": ["train"],
     "tumor_crop": ["train", "evaluate"],
+    "multi_gpu_train": ["train"],
+    "multi_gpu_evaluate": ["train", "evaluate"],
     "inference_trt": ["inference"],
     "deploy": ["inference"],
 }
@@ -58,7 +60,7 @@ def references(config: object) -> set[str]:
 
 def unknown_ids(overlay: dict, base: ConfigParser) -> set[str]:
     """Ids that an overlay sets but nothing reads: MONAI adds them silently."""
-    entry_points = {"evaluating"}
+    entry_points = {"evaluating", "finalize"}
     known = references(overlay) | entry_points
     return {name for name in overlay if name.removeprefix("+") not in base and name not in known}
 

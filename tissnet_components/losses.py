@@ -7,6 +7,7 @@ from monai.losses import DiceLoss
 from torch import nn
 from torch.nn import functional as F
 
+from tissnet_components.distributed import all_samples, weight_of
 from tissnet_components.patchgan import discriminate
 
 TERMS = (
@@ -58,7 +59,8 @@ def dice_loss(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         probability, label: (B, 1, X, Y, Z).
         returns: scalar.
     """
-    both_classes = (torch.cat([1 - foreground, foreground], dim=1) for foreground in (probability, label))
+    pair = (all_samples(foreground) for foreground in (probability, label))
+    both_classes = (torch.cat([1 - foreground, foreground], dim=1) for foreground in pair)
     return DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)(*both_classes)
 
 
@@ -114,14 +116,16 @@ class PerceptibilityLoss(nn.Module):
 class InTumorBox:
     """What the tumor-aware terms (Eq. 4) see: images times M, of the samples that hold a tumor.
 
-    ``empty`` tells that no sample does; the terms are then skipped.
+    ``empty`` tells that no sample does; the terms are then skipped. ``weight`` is 1, but for several processes: there
+    it is what these samples count for among those of all.
     """
 
     def __init__(self, label: torch.Tensor, margin: int = 0) -> None:
         box = tumor_box(label, margin)
         self.samples = box.flatten(1).any(1)
         self.box = box[self.samples]
-        self.empty = not bool(self.samples.any())
+        count = int(self.samples.sum())
+        self.empty, self.weight = count == 0, weight_of(count)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         return image[self.samples] * self.box
@@ -232,9 +236,9 @@ class TissNetLoss(WeightedTerms):
         if crop.empty:
             return {}
         return {
-            "tumor_l1": lambda: F.l1_loss(crop(maps["synthetic"]), crop(target)),
-            "tumor_adversarial": lambda: fool(
-                discriminate(self.discriminators["tumor"], crop(source), crop(maps["synthetic"]))
+            "tumor_l1": lambda: crop.weight * F.l1_loss(crop(maps["synthetic"]), crop(target)),
+            "tumor_adversarial": lambda: (
+                crop.weight * fool(discriminate(self.discriminators["tumor"], crop(source), crop(maps["synthetic"])))
             ),
         }
 
@@ -272,12 +276,13 @@ class DiscriminatorLoss(nn.Module):
     def forward(
         self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        losses = {}
-        for name, (condition, real, fake) in self.pairs(maps, source, target, label).items():
-            if name in self.names:
-                discriminator = self.discriminators[name]
+        losses, pairs = {}, self.pairs(maps, source, target, label)
+        for name in self.names:
+            weight = weight_of(len(pairs[name][0]) if name in pairs else 0)
+            if name in pairs:
+                discriminator, (condition, real, fake) = self.discriminators[name], pairs[name]
                 real_scores, fake_scores = (discriminate(discriminator, condition, image) for image in (real, fake))
-                losses[f"{name}_discriminator"] = self.tell_apart(real_scores, fake_scores)
+                losses[f"{name}_discriminator"] = weight * self.tell_apart(real_scores, fake_scores)
         return losses
 
     def pairs(
