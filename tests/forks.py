@@ -72,6 +72,7 @@ class Forks:
         """Start `python -m MODULE ARGUMENTS`, after some Python to simulate faults with; returns the process's id."""
         self.count += 1
         self.log = self.logs / f"{self.count}.txt"
+        self.log.touch()
         request = {"module": module, "arguments": arguments, "folder": str(self.folder), "log": str(self.log)}
         print(json.dumps(request | {"before": before}), file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
