@@ -199,7 +199,7 @@ def test_the_bundle_trains_in_two_processes_as_in_one_with_the_doubled_batch(set
     for shown, values in expected.items():
         assert [*found[shown]] == pytest.approx([*values], abs=1e-4), shown
     assert len(list(both.glob("eval/*_tensorboard/*"))) == 1
-    assert files_below(both / "models") == {"perceptor.pt", "perceptor_last.pt"}
+    assert files_below(both / "models") == {"perceptor.pt", "perceptor.json", "perceptor_last.pt"}
 
 
 @pytest.mark.slow
