@@ -1,5 +1,6 @@
 """Tables and figures of finished runs."""
 
+import json
 import os
 from pathlib import Path
 
@@ -15,3 +16,7 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def to_json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
