@@ -285,6 +285,11 @@ def test_folds_run_one_after_the_other_with_weights_of_their_own(file, ran):
         pytest.param(
             {"rows": [{"name": "a", "options": {"epohcs": 3}}]}, "a, training: no config has the option", id="of a row"
         ),
+        pytest.param(
+            {"rows": [{"name": "a", "options": {"model_name": "b"}}, {"name": "b"}]},
+            "a, training and b, training would both write .*/out/models/b.pt: give one row another model_name",
+            id="two trainings of one network",
+        ),
         pytest.param({"configs": ["ablations/nothing"]}, "nothing.json does not exist", id="no such config"),
         pytest.param({"report": {"methods": ["b"]}}, "the row 'b', which the study does not have", id="report"),
         pytest.param({"report": {"table": []}}, "report has the unknown key 'table'", id="report's key"),

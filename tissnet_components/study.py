@@ -69,6 +69,11 @@ class Step:
         return self.folder / f"{self.kind}.txt"
 
     @property
+    def weights(self) -> Path:
+        """What a training writes and an evaluation reads."""
+        return Path(self.settings["ckpt_dir"], f"{self.settings['model_name']}.pt")
+
+    @property
     def record(self) -> dict:
         """The configs and settings it was started with, the minutes so far, and whether it is finished."""
         file = self.folder / f"{self.kind}_record.json"
@@ -121,6 +126,7 @@ def study(
     datalists = fold_datalists(content)
     steps = list(study_steps(content, datalists, processes))
     check_options(content, steps)
+    check_weights(steps)
     steps = chosen_steps(steps, only)
     for step in steps:
         check_unchanged(step)
@@ -190,6 +196,17 @@ def check_options(content: Mapping, steps: Sequence[Step]) -> None:
     given = [*content.get("options", {}), *content.get("evaluation_options", {})]
     if steps and (unknown := [key for key in given if key not in taken]):
         raise ValueError(f"no config of any row has the option {unknown[0]!r}; mend 'options' in the study")
+
+
+def check_weights(steps: Sequence[Step]) -> None:
+    """Refuse two trainings of the same weights: the second would find them finished, and train nothing."""
+    trainings: dict[Path, Step] = {}
+    for step in steps:
+        if step.kind == "training" and (other := trainings.setdefault(step.weights, step)) is not step:
+            raise ValueError(
+                f"{other.label} and {step.label} would both write {step.weights}: give one row another model_name, or "
+                f'"train": false to evaluate the weights of the other'
+            )
 
 
 def check_unchanged(step: Step) -> None:
