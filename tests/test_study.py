@@ -202,6 +202,40 @@ def test_other_settings_for_weights_that_exist_are_refused_before_anything_runs(
     assert ran.calls == []
 
 
+def replace_patients(folder):
+    path = folder / "datalist.json"
+    path.write_text(path.read_text().replace("anna", "dora"))
+
+
+def test_a_training_does_not_go_on_with_other_patients(file, ran):
+    study(str(file), only="real FLAIR")
+    ran.calls.clear()
+    replace_patients(file.parent)
+    with pytest.raises(ValueError, match=r"training was begun with another content of .*datalist.json: give another"):
+        study(str(file))
+    assert ran.calls == []
+
+
+def test_patients_that_are_replaced_during_a_training_are_not_its_own(file, ran):
+    path = file.parent / "datalist.json"
+    ran.scripts["real FLAIR, training"] = f"open({str(path)!r}, 'a').write(' ')"
+    study(str(file), only="no consistency")
+    study(str(file), only="real FLAIR")
+    assert [step.state for step in steps_of(file)] == ["begun", "done", "begun", "begun"]
+
+
+def test_a_record_that_does_not_say_what_was_read_counts_as_done(file, ran):
+    study(str(file))
+    for record in (file.parent / "out").rglob("*_record.json"):
+        content = json.loads(record.read_text())
+        del content["reads"]
+        record.write_text(json.dumps(content))
+    replace_patients(file.parent)
+    ran.calls.clear()
+    study(str(file))
+    assert ran.calls == []
+
+
 def test_the_folder_says_what_belongs_to_the_study(file, ran):
     study(str(file))
     kept = json.loads((file.parent / "out" / "study.json").read_text())

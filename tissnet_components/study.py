@@ -21,7 +21,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from tissnet_components.datasets.folds import fold_datalists
-from tissnet_components.report import to_json, write_whole
+from tissnet_components.report import digest, to_json, write_whole
 from tissnet_components.report.layouts import check_report
 
 ROW_KEYS = ("configs", "options", "evaluation_configs", "evaluation_options")  # of a row, and of all rows
@@ -75,24 +75,30 @@ class Step:
 
     @property
     def record(self) -> dict:
-        """The configs and settings it was started with, the minutes so far, and whether it is finished."""
+        """What it was started with, the minutes so far, and whether it is finished."""
         file = self.folder / f"{self.kind}_record.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
-    def keep(self, minutes: float, finished: bool) -> None:
-        record = {"minutes": round(minutes, 2), "finished": finished, "machine": machine(), **self.what}
+    def keep(self, minutes: float, finished: bool, what: Mapping) -> None:
+        record = {"minutes": round(minutes, 2), "finished": finished, "machine": machine(), **what}
         write_whole(self.folder / f"{self.kind}_record.json", to_json(record))
 
     @property
     def what(self) -> dict:
-        return {"configs": self.configs, "settings": self.settings}
+        """Configs, settings, and the content of the files that it builds on."""
+        return {"configs": self.configs, "settings": self.settings, "reads": {str(f): digest(f) for f in self.reads}}
+
+    @property
+    def reads(self) -> list[Path]:
+        return [Path(self.settings["datalist"])]
 
     @property
     def state(self) -> str:
-        record = self.record
+        record, what = self.record, self.what
         if not record:
             return "to do"
-        return "done" if record["finished"] and record.items() >= self.what.items() else "begun"
+        known = {"reads": what["reads"], **record}  # records of 0.1 do not say what was read: it counts as unchanged
+        return "done" if record["finished"] and known.items() >= what.items() else "begun"
 
 
 def study(
@@ -210,17 +216,21 @@ def check_weights(steps: Sequence[Step]) -> None:
 
 
 def check_unchanged(step: Step) -> None:
-    """Refuse to mix: a training that was begun goes on only with its own settings, but for more epochs."""
-    record = step.record
+    """Refuse to mix: a training that was begun goes on only with its own settings and data, but for more epochs."""
+    record, what = step.record, step.what
     if step.kind != "training" or not record:
         return
-    old, new = ({**run["settings"], "configs": run["configs"]} for run in (record, step.what))
+    old, new = ({**run["settings"], "configs": run["configs"]} for run in (record, what))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if changed and not (changed == ["epochs"] and new.get("epochs", 0) > old.get("epochs", 0)):
-        key = changed[0]
+    found = [f"{key} {old.get(key)}, now it is {new.get(key)}" for key in changed]
+    if changed == ["epochs"] and new.get("epochs", 0) > old.get("epochs", 0):
+        found = []
+    read = record.get("reads", {})
+    found += [f"another content of {file}" for file, now in what["reads"].items() if read.get(file, now) != now]
+    if found:
         raise ValueError(
-            f"{step.label} was begun with {key} {old.get(key)}, now it is {new.get(key)}: give another --out, or "
-            f"remove {step.folder} and its weights {new['ckpt_dir']}/{new['model_name']}*.pt"
+            f"{step.label} was begun with {found[0]}: give another --out, or remove {step.folder} and its weights "
+            f"{step.weights.with_suffix('')}*.pt"
         )
 
 
@@ -243,9 +253,9 @@ def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[s
 
 def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
     """Run one step to its end, its output going to its log; returns why it failed, or nothing."""
-    minutes, started = step.record.get("minutes", 0), time.monotonic()
+    minutes, started, what = step.record.get("minutes", 0), time.monotonic(), step.what
     write_whole(step.overlay, to_json(step.settings))
-    step.keep(minutes, finished=False)
+    step.keep(minutes, False, what)
     status = None
     with step.log.open("a") as log:
         print(f"{STARTED}{time.ctime()}: {step.label}", file=log, flush=True)
@@ -260,7 +270,7 @@ def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
             raise SystemExit("stopped; the same command goes on where it stopped") from None
         finally:
             child.kill()
-            step.keep(minutes + (time.monotonic() - started) / 60, finished=status == 0)
+            step.keep(minutes + (time.monotonic() - started) / 60, status == 0, what)
     return "" if status == 0 else _reason(step.log, status)
 
 

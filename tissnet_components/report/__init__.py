@@ -1,7 +1,9 @@
 """Tables and figures of finished runs."""
 
+import hashlib
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 
@@ -16,6 +18,18 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's content; nothing without the file."""
+    path = Path(path)
+    return _digest(path, path.stat().st_mtime_ns) if path.is_file() else ""
+
+
+@cache
+def _digest(path: Path, modified_ns: int) -> str:
+    """Once for each content: a study asks for the same weights again and again."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def to_json(content: object) -> bytes:
