@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tissnet_components.report import write_whole
+from tissnet_components.report import digest, write_whole
 from tissnet_components.report.runs import notes, read_runs
 
 HEAD = "protocol,case,label_ml,fine_dice,fine_hd95_mm,fine_ml\n"
@@ -85,6 +85,19 @@ def test_an_evaluation_older_than_a_training_that_was_cut_is_not_complete(tmp_pa
     assert read_runs(tmp_path)["TISS-Net"].minutes == 1.5
     record.write_text(json.dumps({"minutes": 1.5, "finished": False, "machine": "two cores"}))
     assert "TISS-Net is not complete: no finished evaluation of fold 1." in said(tmp_path)
+
+
+def test_an_evaluation_of_other_weights_than_those_that_are_there_is_not_complete(tmp_path):
+    evaluation(tmp_path / "TISS-Net", "anna")
+    study(tmp_path, **{"TISS-Net": ["TISS-Net"]})
+    weights = tmp_path / "TISS-Net.pt"
+    weights.write_text("first")
+    reads = {str(weights): digest(weights), str(tmp_path / "left at home.pt"): "a1b2"}
+    record = {"minutes": 1.5, "finished": True, "machine": "two cores", "reads": reads}
+    (tmp_path / "TISS-Net" / "evaluating_record.json").write_text(json.dumps(record))
+    assert "not complete" not in said(tmp_path)
+    weights.write_text("trained on")
+    assert "TISS-Net is not complete: no finished evaluation of TISS-Net." in said(tmp_path)
 
 
 def test_missing_cases_other_protocols_and_a_single_run_are_said(tmp_path):

@@ -224,6 +224,77 @@ def test_patients_that_are_replaced_during_a_training_are_not_its_own(file, ran)
     assert [step.state for step in steps_of(file)] == ["begun", "done", "begun", "begun"]
 
 
+@pytest.fixture
+def trains(ran, tmp_path):
+    """Makes the training of a row leave weights of some content."""
+
+    def leave(row, name, content):
+        weights = tmp_path / "out" / "models" / f"{name}.pt"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        ran.scripts[f"{row}, training"] = f"open({str(weights)!r}, 'w').write({content!r})"
+
+    return leave
+
+
+def test_a_network_that_trained_on_is_evaluated_again_wherever_it_is(file, ran, trains):
+    rows = [{"name": "TISS-Net"}, {"name": "on validation", "train": False, "options": {"model_name": "TISS-Net"}}]
+    for epochs in (3, 5):
+        write_study(file.parent, rows=[rows[0] | {"options": {"epochs": epochs}}, rows[1]])
+        trains("TISS-Net", "TISS-Net", f"after {epochs} epochs")
+        ran.calls.clear()
+        study(str(file))
+    assert ran.calls == ["TISS-Net, training", "TISS-Net, evaluating", "on validation, evaluating"]
+
+
+def test_a_network_does_not_go_on_with_another_perceptor(file, ran, trains, capsys):
+    trains("real FLAIR", "perceptor", "first")
+    study(str(file))
+    ran.calls.clear()
+    trains("real FLAIR", "perceptor", "second")
+    rows = json.loads(file.read_text())["rows"]
+    rows[0]["options"]["epochs"] = 5
+    write_study(file.parent, rows=rows)
+    with pytest.raises(SystemExit):
+        study(str(file))
+    assert ran.calls == ["real FLAIR, training", "real FLAIR, evaluating"]
+    assert "no consistency, training: was begun with another content of" in capsys.readouterr().err
+
+
+def test_a_training_that_failed_for_want_of_a_perceptor_goes_on_with_it(file, ran, trains):
+    ran.scripts["real FLAIR, training"] = ran.scripts["no consistency, training"] = "raise SystemExit('no')"
+    with pytest.raises(SystemExit):
+        study(str(file))
+    ran.scripts.clear()
+    ran.calls.clear()
+    trains("real FLAIR", "perceptor", "first")
+    study(str(file))
+    assert len(ran.calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "training", "evaluating"),
+    [
+        pytest.param({}, ["perceptor"], ["perceptor", "a"], id="TISS-Net"),
+        pytest.param({"configs": ["direct_segmentation"]}, [], ["a"], id="direct segmentation"),
+        pytest.param(
+            {"configs": ["direct_segmentation", "comparators/pgan"]},
+            ["pgan_generator"],
+            ["pgan_generator", "a"],
+            id="of a generator",
+        ),
+        pytest.param({"configs": ["ablations/no_perceptibility"]}, [], ["perceptor", "a"], id="by its config"),
+        pytest.param(
+            {"options": {"+loss_weights": {"perceptibility": 0}}}, [], ["perceptor", "a"], id="by its options"
+        ),
+    ],
+)
+def test_a_run_knows_which_weights_it_reads(file, row, training, evaluating):
+    write_study(file.parent, rows=[{"name": "a", **row}])
+    models = file.parent / "out" / "models"
+    for step, names in zip(steps_of(file), (training, evaluating), strict=True):
+        assert step.reads == [file.parent / "datalist.json", *(models / f"{name}.pt" for name in names)]
+
+
 def test_a_record_that_does_not_say_what_was_read_counts_as_done(file, ran):
     study(str(file))
     for record in (file.parent / "out").rglob("*_record.json"):

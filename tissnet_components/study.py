@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
+from monai.bundle.utils import merge_kv
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -58,6 +60,7 @@ class Step:
     folder: Path
     configs: list[str]
     settings: dict
+    built_on: list[str]  # weights of other rows
 
     @property
     def overlay(self) -> Path:
@@ -90,7 +93,8 @@ class Step:
 
     @property
     def reads(self) -> list[Path]:
-        return [Path(self.settings["datalist"])]
+        own = [self.weights] if self.kind == "evaluating" else []
+        return [Path(self.settings["datalist"]), *map(Path, self.built_on), *own]
 
     @property
     def state(self) -> str:
@@ -135,7 +139,8 @@ def study(
     check_weights(steps)
     steps = chosen_steps(steps, only)
     for step in steps:
-        check_unchanged(step)
+        if reason := refusal(step):
+            raise ValueError(f"{step.label} {reason}")
     if dry_run:
         print_steps(steps)
         return
@@ -215,23 +220,20 @@ def check_weights(steps: Sequence[Step]) -> None:
             )
 
 
-def check_unchanged(step: Step) -> None:
-    """Refuse to mix: a training that was begun goes on only with its own settings and data, but for more epochs."""
+def refusal(step: Step) -> str:
+    """Why a training would mix: one that was begun goes on only with what it began with, but for more epochs."""
     record, what = step.record, step.what
     if step.kind != "training" or not record:
-        return
+        return ""
     old, new = ({**run["settings"], "configs": run["configs"]} for run in (record, what))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     found = [f"{key} {old.get(key)}, now it is {new.get(key)}" for key in changed]
     if changed == ["epochs"] and new.get("epochs", 0) > old.get("epochs", 0):
         found = []
-    read = record.get("reads", {})
+    read = {file: content for file, content in record.get("reads", {}).items() if content}
     found += [f"another content of {file}" for file, now in what["reads"].items() if read.get(file, now) != now]
-    if found:
-        raise ValueError(
-            f"{step.label} was begun with {found[0]}: give another --out, or remove {step.folder} and its weights "
-            f"{step.weights.with_suffix('')}*.pt"
-        )
+    cure = f"give another --out, or remove {step.folder} and its weights {step.weights.with_suffix('')}*.pt"
+    return f"was begun with {found[0]}: {cure}" if found else ""
 
 
 def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[str]:
@@ -243,7 +245,7 @@ def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[s
             if (
                 step.state != "done"
                 and step.folder not in failed
-                and (reason := run_step(step, bundle, processes, progress))
+                and (reason := refusal(step) or run_step(step, bundle, processes, progress))
             ):
                 failed[step.folder] = f"{step.label}: {reason}; log: {step.log}"
                 progress.write(f"failed: {failed[step.folder]}")
@@ -340,15 +342,16 @@ def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, p
     configs = [*base, *map(_config_name, _listed(kind, "configs", row, content))]
     configs += parallel if processes > 1 else []
     folder = Path(content["out"], slug(row["name"]), fold)
+    ids = _ids(content["bundle"], tuple(configs))
     settings = {
         "model_name": slug(row["name"]),
-        **_options(kind, row, content, _ids(content["bundle"], tuple(configs)), label),
+        **_options(kind, row, content, ids, label),
         "dataset_dir": content["dataset_dir"],
         "datalist": datalist,
         "ckpt_dir": str(Path(content["out"], "models", fold)),
         "output_dir": str(folder / "training" if kind == "training" else folder),
     }
-    return Step(kind, row["name"], label, folder, configs, settings)
+    return Step(kind, row["name"], label, folder, configs, settings, _built_on(ids, settings))
 
 
 def _listed(kind: str, key: str, *levels: Mapping) -> list:
@@ -367,6 +370,16 @@ def _options(kind: str, row: Mapping, content: Mapping, ids: ConfigParser, label
     if unknown := [key for key in own if key.lstrip("+") not in ids]:
         raise ValueError(f"{label}: no config has the option {unknown[0]!r}; mend 'options' in the study")
     return {key: value for key, value in common.items() if key.lstrip("+") in ids} | own
+
+
+def _built_on(ids: ConfigParser, settings: Mapping) -> list[str]:
+    """The weights of other rows, perceptor and generator, that merged configs read under these settings."""
+    parser = ConfigParser(deepcopy(ids.get()))
+    for key, value in settings.items():
+        merge_kv(parser, key, value)
+    perceived = parser.get("perceptor") is not None and not parser.get_parsed_content("perceptor_disabled")
+    read = ["perceptor_path"] * perceived + ["generator_path"] * ("generator_path" in parser)
+    return [str(parser.get_parsed_content(key)) for key in read]
 
 
 def _config_name(name: str) -> str:

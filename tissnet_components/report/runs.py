@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from . import digest
+
 FOLD = re.compile(r"fold_\d+")
 CALIBRATION = ("error_from", "error_to", "voxels", "predicted", "mistakes")
 
@@ -68,7 +70,7 @@ def study_of(root: Path) -> dict:
 
 
 def unfinished(root: Path) -> dict[str, list[str]]:
-    """Row of the study -> its folds that have no evaluation, or one that was cut or is older than its weights."""
+    """Row of the study -> its folds that have no evaluation, or one that was cut or read other weights."""
     expected = study_of(root).get("runs", {})
     missing = {name: [place for place in places if not _is_finished(root / place)] for name, places in expected.items()}
     return {name: [_fold(place) or name for place in places] for name, places in missing.items() if places}
@@ -81,7 +83,13 @@ def _fold(place: str) -> str:
 
 def _is_finished(place: Path) -> bool:
     records = [read_json(file) for file in place.glob("*_record.json")]
-    return (place / "cases.csv").is_file() and all(record["finished"] for record in records)
+    whole = all(record["finished"] and not _changed(record.get("reads", {})) for record in records)
+    return (place / "cases.csv").is_file() and whole
+
+
+def _changed(reads: Mapping[str, str]) -> bool:
+    """Whether a file that a run read has another content now; those that are elsewhere are not looked at."""
+    return any(digest(file) not in ("", content) for file, content in reads.items())
 
 
 def simulated(root: Path) -> bool:
