@@ -184,6 +184,26 @@ def test_a_study_that_is_terminated_takes_its_training_along(file, ran):
         os.kill(pid, 0)
 
 
+def test_the_minutes_are_kept_while_a_run_goes_on_and_added_up_over_its_starts(file, ran, monkeypatch):
+    """Each waiting takes 50 seconds and each start four waitings: kept after 100 seconds, and at the end."""
+    step, now, kept = steps_of(file)[0], [0], []
+
+    def wait(child, seconds):
+        kept.append(step.record["minutes"])
+        now[0] += 50
+        return None if len(kept) % 4 else child.wait()
+
+    monkeypatch.setattr(studies, "_wait", wait)
+    monkeypatch.setattr(studies.time, "monotonic", lambda: now[0])
+    ran.scripts[step.label] = "raise SystemExit('cut')"
+    with pytest.raises(SystemExit):
+        study(str(file), only="real FLAIR")
+    ran.scripts.clear()
+    study(str(file), only="real FLAIR")
+    assert kept[:8] == [0, 0, 1.67, 1.67, 3.33, 3.33, 5.0, 5.0]
+    assert step.record["minutes"] == 6.66
+
+
 def test_more_epochs_train_on_and_evaluate_again(file, ran):
     study(str(file), only="real FLAIR")
     ran.calls.clear()

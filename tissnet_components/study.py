@@ -255,10 +255,15 @@ def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[s
 
 def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
     """Run one step to its end, its output going to its log; returns why it failed, or nothing."""
-    minutes, started, what = step.record.get("minutes", 0), time.monotonic(), step.what
+    begun, what, status = time.monotonic() - 60 * step.record.get("minutes", 0), step.what, None
     write_whole(step.overlay, to_json(step.settings))
-    step.keep(minutes, False, what)
-    status = None
+
+    def keep() -> float:
+        minutes = (time.monotonic() - begun) / 60
+        step.keep(minutes, status == 0, what)
+        return minutes
+
+    kept = keep()
     with step.log.open("a") as log:
         print(f"{STARTED}{time.ctime()}: {step.label}", file=log, flush=True)
         child = subprocess.Popen(command(step, processes), cwd=bundle, stdout=log, stderr=log, env=_environment())
@@ -266,13 +271,15 @@ def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
             while status is None:
                 progress.set_postfix_str(f"{step.label} {_epoch(step)}".strip(), refresh=sys.stdout.isatty())
                 status = _wait(child, seconds=1)
+                if time.monotonic() - begun > 60 * (kept + 1):  # a machine that loses power says nothing at the end
+                    kept = keep()
         except KeyboardInterrupt:
             child.terminate()  # torchrun ends its processes then
             _wait(child, seconds=20)
             raise SystemExit("stopped; the same command goes on where it stopped") from None
         finally:
             child.kill()
-            step.keep(minutes + (time.monotonic() - started) / 60, status == 0, what)
+            keep()
     return "" if status == 0 else _reason(step.log, status)
 
 
