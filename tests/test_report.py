@@ -149,6 +149,27 @@ def test_a_study_chooses_the_tables_and_what_describes_a_row(runs):
     assert "epochs 3" in page
 
 
+def keep(folder, step, minutes, machine="one GPU", **settings):
+    record = {"minutes": minutes, "finished": True, "machine": machine, "configs": ["train"], "settings": settings}
+    write_whole(folder / f"{step}_record.json", json.dumps(record).encode())
+
+
+def test_the_minutes_are_those_of_every_fold_and_of_rows_that_only_prepare(runs):
+    as_study(runs)
+    for fold, minutes in (("fold_1", 20), ("fold_2", 4.5)):
+        keep(runs / "TISS-Net" / fold, "training", minutes)
+        keep(runs / "TISS-Net" / fold, "evaluating", 0.5, "two cores")
+    study = json.loads((runs / "study.json").read_text())
+    study["rows"].append({"name": "Pix2Pix's generator", "evaluate": False})
+    write_whole(runs / "study.json", json.dumps(study).encode())
+    keep(runs / "Pix2Pix_s_generator", "training", 12)
+    page = page_of(runs)
+    assert row_of(page, "TISS-Net", "How it was made</caption>")[-1] == "25.5"
+    assert row_of(page, "Pix2Pix&#39;s generator")[-1] == "12.0"
+    assert row_of(page, "without FLAIR", "How it was made</caption>")[-1] == "n/a"
+    assert "on one GPU and two cores." in page
+
+
 def test_a_study_chooses_what_is_pictured_and_which_cases(runs):
     volume = np.random.default_rng(0).random((16, 16, 4))
     for folder in ("direct", "tissnet"):

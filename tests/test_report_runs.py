@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tissnet_components.report import digest, write_whole
-from tissnet_components.report.runs import notes, read_runs
+from tissnet_components.report.runs import notes, read_runs, records_of, study_of
 
 HEAD = "protocol,case,label_ml,fine_dice,fine_hd95_mm,fine_ml\n"
 BINS = "protocol,case,error_from,error_to,voxels,predicted,mistakes\n"
@@ -82,7 +82,7 @@ def test_an_evaluation_older_than_a_training_that_was_cut_is_not_complete(tmp_pa
     record = tmp_path / "TISS-Net" / "fold_1" / "training_record.json"
     record.write_text(json.dumps({"minutes": 1.5, "finished": True, "machine": "two cores"}))
     assert "not complete" not in said(tmp_path)
-    assert read_runs(tmp_path)["TISS-Net"].minutes == 1.5
+    assert records_of(tmp_path, study_of(tmp_path))["TISS-Net"][0]["minutes"] == 1.5
     record.write_text(json.dumps({"minutes": 1.5, "finished": False, "machine": "two cores"}))
     assert "TISS-Net is not complete: no finished evaluation of fold 1." in said(tmp_path)
 

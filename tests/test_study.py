@@ -10,8 +10,9 @@ from cohort import write_cohort
 
 from tissnet_components import study as studies
 from tissnet_components.datasets.folds import fold_datalists
+from tissnet_components.report import slug
 from tissnet_components.report.html import report
-from tissnet_components.study import check_options, command, read_study, slug, study, study_steps
+from tissnet_components.study import check_options, command, read_study, study, study_steps
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
 EXAMPLES = sorted((Path(__file__).parents[1] / "studies").glob("*.json"))

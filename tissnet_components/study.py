@@ -23,7 +23,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from tissnet_components.datasets.folds import fold_datalists
-from tissnet_components.report import digest, to_json, write_whole
+from tissnet_components.report import digest, slug, to_json, write_whole
 from tissnet_components.report.layouts import check_report
 
 ROW_KEYS = ("configs", "options", "evaluation_configs", "evaluation_options")  # of a row, and of all rows
@@ -305,11 +305,6 @@ def machine() -> str:
     """What the minutes were measured on, as one line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{os.cpu_count()} CPU cores, {gpu}, PyTorch {version('torch')}, MONAI {version('monai')}"
-
-
-def slug(name: str) -> str:
-    """A row's name as that of its folder and weights."""
-    return re.sub(r"[^\w.+-]+", "_", str(name)).strip("_.")
 
 
 def print_steps(steps: Sequence[Step]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -34,3 +35,8 @@ def _digest(path: Path, modified_ns: int) -> str:
 
 def to_json(content: object) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def slug(name: str) -> str:
+    """A row's name as that of its folder and weights."""
+    return re.sub(r"[^\w.+-]+", "_", str(name)).strip("_.")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from . import formats, plots, write_whole
 from .layouts import case_table, layouts_of, pictured, provenance_table, slices_of
-from .runs import Run, notes, read_runs, simulated, study_of
+from .runs import Run, notes, read_runs, records_of, simulated, study_of
 from .tables import Layout, Table, comparable, comparison_table, comparisons, result_table, run_of
 
 CASES = " The cases are those at the 90th, 50th and 10th percentile of the Dice of {}."
@@ -82,7 +82,8 @@ def report(
     overviews = sorted(path for root in roots for path in root.rglob("*_overview.png"))
     if not found and not overviews:
         raise ValueError(f"nothing to report below {', '.join(map(str, roots))}: no cases.csv; evaluate a bundle first")
-    study = next((study_of(root) for root in roots if study_of(root)), {})
+    home = next((root for root in roots if study_of(root)), roots[0])
+    study = study_of(home)
     names = list(dict.fromkeys([*study.get("runs", {}), *found]))
     if reference and reference not in found:
         raise ValueError(f"there is no evaluation of {reference!r} to compare with; there are {list(found)}")
@@ -95,7 +96,7 @@ def report(
         "tables": [table for layout in layouts for table in _tables(layout, found)],
         "figures": list(_figures(wanted, found, layouts)),
         "cases": case_table(_methods(wanted, found)) if found else None,
-        "provenance": provenance_table(study, found) if study else None,
+        "provenance": provenance_table(study, records_of(home, study)) if study else None,
     }
     page = _template().render(
         **content, pictures=[_picture(path, roots) for path in overviews[:max_pictures]], pictures_found=len(overviews)

@@ -123,16 +123,20 @@ def case_table(runs: Mapping[str, Run]) -> Table:
     return Table("Case by case", head, rows, [])
 
 
-def provenance_table(study: Mapping, runs: Mapping[str, Run]) -> Table:
-    """How every row of a study was made: its configs, its options, the minutes it took."""
+def provenance_table(study: Mapping, records: Mapping[str, Sequence[Mapping]]) -> Table:
+    """How every row of a study was made: its configs, its options, the minutes it took.
+
+    Args:
+        records: row -> what the study wrote down about its runs.
+    """
     rows = []
     for row in study["rows"]:
-        run = runs.get(row["name"])
-        minutes = run.minutes if run else math.nan
+        kept = records[row["name"]]
+        minutes = sum(record["minutes"] for record in kept) if kept else math.nan
         options = ", ".join(f"{key} {value}" for key, value in row.get("options", {}).items())
         rows.append([Cell(row["name"]), Cell(", ".join(row.get("configs", []))), Cell(options), _number(minutes, 1, 1)])
     common = ", ".join(f"{key} {value}" for key, value in study.get("options", {}).items())
-    machines = sorted({run.machine for run in runs.values() if run.machine})
+    machines = sorted({record["machine"] for kept in records.values() for record in kept})
     configs = ", ".join(study.get("configs", []))
     notes = [
         f"Options of all rows: {common or 'none'}; configs of all rows: {configs or 'none'}.",

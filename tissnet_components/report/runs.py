@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import digest
+from . import digest, slug
 
 FOLD = re.compile(r"fold_\d+")
 CALIBRATION = ("error_from", "error_to", "voxels", "predicted", "mistakes")
@@ -26,7 +26,6 @@ class Run:
         cases: case -> metric -> value, NaN where missing.
         folders: case -> the folder of its pictures.
         calibration: (10, 5), the columns of CALIBRATION, summed over cases; None without an error map.
-        minutes, machine: what a study wrote down about training and evaluation; NaN and nothing otherwise.
     """
 
     name: str
@@ -34,8 +33,6 @@ class Run:
     cases: dict[str, dict[str, float]]
     folders: dict[str, Path] = field(default_factory=dict)
     calibration: np.ndarray | None = None
-    minutes: float = math.nan
-    machine: str = ""
 
     def values(self, metric: str) -> dict[str, float]:
         """Case -> value; NaN where the case has none."""
@@ -67,6 +64,12 @@ def study_of(root: Path) -> dict:
     """The study that made a folder (`study.json` in it), or nothing."""
     file = root / "study.json"
     return read_json(file) if file.is_file() else {}
+
+
+def records_of(root: Path, study: Mapping) -> dict[str, list[dict]]:
+    """Row -> what the study wrote down about its trainings and evaluations, in every fold."""
+    names = [row["name"] for row in study["rows"]]
+    return {name: [read_json(file) for file in sorted((root / slug(name)).rglob("*_record.json"))] for name in names}
 
 
 def unfinished(root: Path) -> dict[str, list[str]]:
@@ -172,10 +175,7 @@ def _run(name: str, places: Sequence[Path]) -> Run:
     if len(protocols) != 1:
         found = f"the protocols {sorted(protocols)}" if protocols else "no case"
         raise ValueError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
-    records = [read_json(file) for place in places for file in sorted(place.glob("*_record.json"))]
-    minutes = sum(record["minutes"] for record in records) if records else math.nan
-    machine = " and ".join(sorted({record["machine"] for record in records}))
-    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), minutes, machine)
+    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations))
 
 
 def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
