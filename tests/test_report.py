@@ -170,6 +170,20 @@ def test_the_minutes_are_those_of_every_fold_and_of_rows_that_only_prepare(runs)
     assert "on one GPU and two cores." in page
 
 
+def test_how_it_was_made_is_what_the_runs_were_given_whatever_the_study_says_now(runs):
+    as_study(runs)  # which asks for three epochs
+    given = {"learning_rate": 0.01, "datalist": "a.json"}
+    keep(runs / "without_FLAIR", "training", 1, epochs=4, model_name="without_FLAIR", **given)
+    for fold, epochs in (("fold_1", 4), ("fold_2", 500)):
+        keep(runs / "TISS-Net" / fold, "training", 1, epochs=epochs, model_name="ours", **given)
+    keep(runs / "Pix2Pix", "training", 1, epochs=4, vgg_weights="untrained", **given)
+    page = page_of(runs)
+    assert row_of(page, "without FLAIR", "How it was made</caption>")[1] == "epochs 4"
+    assert row_of(page, "TISS-Net", "How it was made</caption>")[1] == "epochs 4 or 500, model_name ours"
+    assert row_of(page, "Pix2Pix", "How it was made</caption>")[1] == "epochs 4, vgg_weights untrained"
+    assert "Options of all rows: learning_rate 0.01; configs of all rows: none." in page
+
+
 def test_a_study_chooses_what_is_pictured_and_which_cases(runs):
     volume = np.random.default_rng(0).random((16, 16, 4))
     for folder in ("direct", "tissnet"):

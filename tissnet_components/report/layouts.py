@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..metrics import SEGMENTATIONS, mean_and_sd
+from . import slug
 from .plots import stage
 from .runs import Run
 from .tables import IMAGE, Cell, Layout, Table, run_of
@@ -17,6 +18,7 @@ CURVE_KEYS = ("x", "rows")
 REPORT_KEYS = ("tables", "pictures", "curves", "methods", "reference")
 FEW_METHODS = 4
 PICTURED_METHODS, QUANTILES = 6, (0.9, 0.5, 0.1)
+PLACES = ("dataset_dir", "datalist", "ckpt_dir", "output_dir")  # settings that a study gives every run
 
 
 def check_report(wanted: Mapping, rows: Sequence[str]) -> None:
@@ -124,26 +126,48 @@ def case_table(runs: Mapping[str, Run]) -> Table:
 
 
 def provenance_table(study: Mapping, records: Mapping[str, Sequence[Mapping]]) -> Table:
-    """How every row of a study was made: its configs, its options, the minutes it took.
+    """How every row of a study was made: its configs, its options, the minutes it took; as it ran, where it did.
 
     Args:
         records: row -> what the study wrote down about its runs.
     """
+    configs = {row["name"]: _configs(study, row, records[row["name"]]) for row in study["rows"]}
+    options = {row["name"]: _options(study, row, records[row["name"]]) for row in study["rows"]}
     rows = []
-    for row in study["rows"]:
-        kept = records[row["name"]]
+    for name, kept in records.items():
         minutes = sum(record["minutes"] for record in kept) if kept else math.nan
-        options = ", ".join(f"{key} {value}" for key, value in row.get("options", {}).items())
-        rows.append([Cell(row["name"]), Cell(", ".join(row.get("configs", []))), Cell(options), _number(minutes, 1, 1)])
-    common = ", ".join(f"{key} {value}" for key, value in study.get("options", {}).items())
+        made = (", ".join(text for text in of[name] if text not in _common(of)) for of in (configs, options))
+        rows.append([Cell(name), *map(Cell, made), _number(minutes, 1, 1)])
     machines = sorted({record["machine"] for kept in records.values() for record in kept})
-    configs = ", ".join(study.get("configs", []))
     notes = [
-        f"Options of all rows: {common or 'none'}; configs of all rows: {configs or 'none'}.",
+        f"Options of all rows: {', '.join(_common(options)) or 'none'}; "
+        f"configs of all rows: {', '.join(_common(configs)) or 'none'}.",
         f"Folds: {study.get('folds') or len(study.get('datalists', [])) or 'none'}; seed {study.get('seed', 0)}. "
         f"Minutes: training and evaluation of all folds, on {' and '.join(machines) or 'an unknown machine'}.",
     ]
     return Table("How it was made", ["Row", "Configs", "Options", "Minutes"], rows, notes)
+
+
+def _configs(study: Mapping, row: Mapping, kept: Sequence[Mapping]) -> list[str]:
+    """The overlays of a row's runs, or those that the study has for it."""
+    names = [name for record in kept for name in record["configs"] if name not in ("train", "evaluate")]
+    return list(dict.fromkeys(names if kept else [*row.get("configs", []), *study.get("configs", [])]))
+
+
+def _options(study: Mapping, row: Mapping, kept: Sequence[Mapping]) -> list[str]:
+    """The options of a row's runs, or those that the study has for it; "A or B" where its runs differ."""
+    values: dict[str, list[str]] = {}
+    for settings in [record["settings"] for record in kept] or [study.get("options", {}) | row.get("options", {})]:
+        for key, value in settings.items():
+            if key not in PLACES and (key, value) != ("model_name", slug(row["name"])):
+                values.setdefault(key, []).append(str(value))
+    return [f"{key} {' or '.join(dict.fromkeys(texts))}" for key, texts in values.items()]
+
+
+def _common(texts: Mapping[str, Sequence[str]]) -> list[str]:
+    """What all rows have."""
+    first = next(iter(texts.values()))
+    return [text for text in first if all(text in others for others in texts.values())]
 
 
 def _layout(entry: Mapping) -> Layout:
