@@ -39,6 +39,20 @@ def write_study(folder, **changes):
 
 
 @pytest.fixture
+def progress(monkeypatch):
+    """The study's progress lines."""
+    lines = []
+
+    class Kept(studies.tqdm):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            lines.append(self)
+
+    monkeypatch.setattr(studies, "tqdm", Kept)
+    return lines
+
+
+@pytest.fixture
 def ran(monkeypatch, tmp_path):
     """The steps that were run; each leaves what its script says instead of training."""
     calls, scripts = [], {}
@@ -112,6 +126,28 @@ def test_what_is_done_is_skipped(file, ran):
     ran.calls.clear()
     study(str(file))
     assert ran.calls == []
+
+
+def test_a_log_shows_what_runs_now(file, ran, monkeypatch, capsys):
+    shown, command_of_ran = [], studies.command
+    monkeypatch.setattr(
+        studies, "command", lambda *given: shown.append(capsys.readouterr().out) or command_of_ran(*given)
+    )
+    study(str(file))
+    assert [label in text for label, text in zip(ran.calls, shown, strict=True)] == [True] * 4
+
+
+def test_what_was_done_before_does_not_count_for_the_time_that_is_left(file, ran, progress):
+    study(str(file), only="real FLAIR")
+    study(str(file))
+    assert [(line.initial, line.n, line.total) for line in progress] == [(0, 2, 2), (2, 4, 4)]
+
+
+def test_the_number_of_epochs_is_known_from_the_configs(file, ran, progress):
+    write_study(file.parent, configs=["weights"], options={})
+    study(str(file), only="real FLAIR")
+    step = steps_of(file)[0]
+    assert studies._epoch(step) == "epoch 3/160"
 
 
 def test_only_the_rows_that_were_named_are_run(file, ran):

@@ -61,6 +61,7 @@ class Step:
     configs: list[str]
     settings: dict
     built_on: list[str]  # weights of other rows
+    epochs: int
 
     @property
     def overlay(self) -> Path:
@@ -240,7 +241,9 @@ def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[s
     """Run what is not done, with a progress line; returns what failed and why."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no training may outlive the study
     failed: dict[Path, str] = {}
-    with tqdm(total=len(steps), desc="study", unit="run", file=sys.stdout, dynamic_ncols=True) as progress:
+    done = [step for step in steps if step.state == "done"]
+    shown = {"desc": "study", "unit": "run", "file": sys.stdout, "dynamic_ncols": True}
+    with tqdm(total=len(steps), initial=len(done), **shown) as progress:
         for step in steps:
             if (
                 step.state != "done"
@@ -249,7 +252,7 @@ def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[s
             ):
                 failed[step.folder] = f"{step.label}: {reason}; log: {step.log}"
                 progress.write(f"failed: {failed[step.folder]}")
-            progress.update()
+            progress.update(step not in done)
     return list(failed.values())
 
 
@@ -264,6 +267,7 @@ def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
         return minutes
 
     kept = keep()
+    progress.set_postfix_str(step.label)
     with step.log.open("a") as log:
         print(f"{STARTED}{time.ctime()}: {step.label}", file=log, flush=True)
         child = subprocess.Popen(command(step, processes), cwd=bundle, stdout=log, stderr=log, env=_environment())
@@ -353,7 +357,16 @@ def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, p
         "ckpt_dir": str(Path(content["out"], "models", fold)),
         "output_dir": str(folder / "training" if kind == "training" else folder),
     }
-    return Step(kind, row["name"], label, folder, configs, settings, _built_on(ids, settings))
+    return Step(
+        kind,
+        row["name"],
+        label,
+        folder,
+        configs,
+        settings,
+        _built_on(ids, settings),
+        settings.get("epochs", ids["epochs"]),
+    )
 
 
 def _listed(kind: str, key: str, *levels: Mapping) -> list:
@@ -413,7 +426,7 @@ def _wait(child: subprocess.Popen, seconds: float) -> int | None:
 
 def _epoch(step: Step) -> str:
     epochs = FINISHED_EPOCH.findall(_last_start(step.log)) if step.kind == "training" else []
-    return f"epoch {epochs[-1]}/{step.settings.get('epochs', '?')}" if epochs else ""
+    return f"epoch {epochs[-1]}/{step.epochs}" if epochs else ""
 
 
 def _reason(log: Path, status: int) -> str:
