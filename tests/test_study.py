@@ -401,6 +401,15 @@ def test_a_study_may_start_from_another_one(file, tmp_path):
     assert (content["options"], content["out"]) == ({"epochs": 1}, str(tmp_path / "less"))
 
 
+def test_the_paths_of_a_base_start_at_its_own_folder(file, tmp_path):
+    write_study(tmp_path, datalists=["a.json"])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "smaller.json").write_text(json.dumps({"base": "../study.json", "dataset_dir": "data"}))
+    content = read_study(tmp_path / "sub" / "smaller.json")
+    assert (content["out"], content["datalists"]) == (str(tmp_path / "out"), [str(tmp_path / "a.json")])
+    assert content["dataset_dir"] == str(tmp_path / "sub" / "data")
+
+
 def test_the_configs_of_all_rows_lie_over_those_of_a_row_and_a_rows_options_over_those_of_all(file):
     rows = [{"name": "a", "configs": ["direct_segmentation"], "options": {"epochs": 7}}]
     write_study(file.parent, rows=rows, configs=["wide"])

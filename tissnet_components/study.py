@@ -40,6 +40,7 @@ STUDY_KEYS = (
     "rows",
     "report",
 )
+PATHS = ("base", "bundle", "dataset_dir", "out")
 REQUIRED_KEYS = ("bundle", "dataset_dir", "out", "rows")
 STEPS = {  # the bundle's entry points -> their configs, and those that torchrun needs
     "training": (["train"], ["multi_gpu_train"]),
@@ -170,11 +171,9 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     if "" in names or len(set(names)) < len(names) or any(set(row["name"]) & set(",:") for row in given["rows"]):
         raise ValueError(f"the rows of study {file} need different names, without comma and colon; found {names}")
     check_report(given.get("report", {}), [row["name"] for row in given["rows"]])
-    paths = {key: abspath(file.parent / given[key]) for key in ("bundle", "dataset_dir", "out")}
-    if not Path(paths["bundle"], "configs", "train.json").is_file():
-        raise ValueError(f"{paths['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
-    datalists = [abspath(file.parent / path) for path in given.get("datalists", [])]
-    return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, **given, **paths, "datalists": datalists}
+    if not Path(given["bundle"], "configs", "train.json").is_file():
+        raise ValueError(f"{given['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
+    return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, "datalists": [], **given}
 
 
 def study_steps(content: Mapping, datalists: Mapping[str, str], processes: int = 1) -> Iterator[Step]:
@@ -319,14 +318,16 @@ def print_steps(steps: Sequence[Step]) -> None:
 
 
 def _read_with_base(file: Path) -> dict:
-    """A study's own keys, over those of the study that it starts from."""
+    """A study's own keys, paths absolute, over those of the study that it starts from."""
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
     _check_keys(given, (*STUDY_KEYS, *ROW_KEYS), f"study {file}")
+    given |= {key: abspath(file.parent / given[key]) for key in PATHS if given.get(key)}
+    given |= {"datalists": [abspath(file.parent / path) for path in given["datalists"]]} if "datalists" in given else {}
     base = given.pop("base", None)
-    return {**_read_with_base(file.parent / base), **given} if base else given
+    return {**_read_with_base(Path(base)), **given} if base else given
 
 
 def _check_keys(given: object, known: Sequence[str], where: str) -> None:
