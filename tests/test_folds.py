@@ -60,6 +60,12 @@ def test_folds_that_patients_do_not_suffice_for_are_refused(twelve, tmp_path, fo
         write_folds(twelve, tmp_path / "folds", folds, validation=validation)
 
 
+def test_a_datalist_that_is_a_list_is_named(tmp_path):
+    (tmp_path / "datalist.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"datalist.json holds a list, expected sections"):
+        write_folds(tmp_path / "datalist.json", tmp_path / "folds", 4)
+
+
 def test_a_missing_datalist_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.json does not exist"):
         write_folds(tmp_path / "nowhere.json", tmp_path / "folds", 4)

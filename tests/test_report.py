@@ -196,6 +196,20 @@ def test_a_study_chooses_what_is_pictured_and_which_cases(runs):
         page_of(runs)
 
 
+def test_a_picture_that_was_cut_off_is_named(runs):
+    kept = save_slices({"source": np.ones((8, 8, 2))}, runs / "direct" / "patient_1" / "patient_1_slice.npz")
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"patient_1_slice.npz cannot be read .*: evaluate direct again"):
+        page_of(runs)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"rows": ["TISS-Net"]}'])
+def test_a_study_json_of_something_else_is_named(runs, content):
+    (runs / "study.json").write_text(content)
+    with pytest.raises(ValueError, match=r"study.json is not what a study leaves: run the study again, or remove it"):
+        page_of(runs)
+
+
 @pytest.mark.parametrize("name", ["dataset_description.json", "datalist.json"])
 def test_simulated_data_are_called_simulated(runs, name):
     assert "Simulated data" not in page_of(runs)

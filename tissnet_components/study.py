@@ -24,22 +24,27 @@ from tqdm import tqdm
 
 from tissnet_components.datasets.folds import fold_datalists
 from tissnet_components.report import digest, slug, to_json, write_whole
-from tissnet_components.report.layouts import check_report
+from tissnet_components.report.layouts import check_keys, check_report
 
-ROW_KEYS = ("configs", "options", "evaluation_configs", "evaluation_options")  # of a row, and of all rows
-STUDY_KEYS = (
-    "base",
-    "title",
-    "bundle",
-    "dataset_dir",
-    "out",
-    "folds",
-    "datalists",
-    "validation",
-    "seed",
-    "rows",
-    "report",
-)
+ROW_KEYS = {  # of a row, and of all rows
+    "configs": list[str],
+    "options": dict,
+    "evaluation_configs": list[str],
+    "evaluation_options": dict,
+}
+STUDY_KEYS = {
+    "base": str,
+    "title": str,
+    "bundle": str,
+    "dataset_dir": str,
+    "out": str,
+    "folds": int,
+    "datalists": list[str],
+    "validation": int,
+    "seed": int,
+    "rows": list,
+    "report": dict,
+}
 PATHS = ("base", "bundle", "dataset_dir", "out")
 REQUIRED_KEYS = ("bundle", "dataset_dir", "out", "rows")
 STEPS = {  # the bundle's entry points -> their configs, and those that torchrun needs
@@ -166,7 +171,7 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     if missing := [key for key in REQUIRED_KEYS if not given.get(key)]:
         raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/study.md lists the keys")
     for row in given["rows"]:
-        _check_keys(row, ("name", "train", "evaluate", *ROW_KEYS), f"a row of study {file}")
+        check_keys(row, {"name": str, "train": bool, "evaluate": bool} | ROW_KEYS, f"a row of study {file}")
     names = [slug(row.get("name", "")) for row in given["rows"]]
     if "" in names or len(set(names)) < len(names) or any(set(row["name"]) & set(",:") for row in given["rows"]):
         raise ValueError(f"the rows of study {file} need different names, without comma and colon; found {names}")
@@ -317,24 +322,19 @@ def print_steps(steps: Sequence[Step]) -> None:
     Console().print(table)
 
 
-def _read_with_base(file: Path) -> dict:
+def _read_with_base(file: Path, derived: Sequence[Path] = ()) -> dict:
     """A study's own keys, paths absolute, over those of the study that it starts from."""
+    if file in derived:
+        raise ValueError(f"study {file} is its own base; mend 'base'")
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
-    _check_keys(given, (*STUDY_KEYS, *ROW_KEYS), f"study {file}")
+    check_keys(given, STUDY_KEYS | ROW_KEYS, f"study {file}")
     given |= {key: abspath(file.parent / given[key]) for key in PATHS if given.get(key)}
     given |= {"datalists": [abspath(file.parent / path) for path in given["datalists"]]} if "datalists" in given else {}
     base = given.pop("base", None)
-    return {**_read_with_base(Path(base)), **given} if base else given
-
-
-def _check_keys(given: object, known: Sequence[str], where: str) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/study.md shows one")
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    return {**_read_with_base(Path(base), [*derived, file]), **given} if base else given
 
 
 def _folders(content: Mapping, datalists: Mapping[str, str]) -> dict[str, list[str]]:

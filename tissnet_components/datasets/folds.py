@@ -41,7 +41,8 @@ def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validat
     try:
         content = json.loads(datalist.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        content = {}  # load_datalist says what is wrong
+        content = None
+    content = content if isinstance(content, dict) else {}  # load_datalist says what is wrong
     filled = [section for section in SECTIONS if content.get(section)] or SECTIONS[:1]
     cases = [case for section in filled for case in load_datalist(datalist, section)]
     patients = sorted({patient_of(case["case"]) for case in cases})

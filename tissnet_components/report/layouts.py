@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,49 @@ from .plots import stage
 from .runs import Run
 from .tables import IMAGE, Cell, Layout, Table, run_of
 
-PICTURE_KEYS = ("title", "rows", "cases", "contours", "zoom")
-CURVE_KEYS = ("x", "rows")
-REPORT_KEYS = ("tables", "pictures", "curves", "methods", "reference")
+TABLE_KEYS = {
+    "title": str,
+    "head": list[str],
+    "rows": dict,
+    "metrics": list[str],
+    "reference": str | None,
+    "unranked": list[str],
+}
+PICTURE_KEYS = {"title": str, "rows": list | dict, "cases": list[str], "contours": bool, "zoom": bool}
+CURVE_KEYS = {"x": str, "rows": dict}
+REPORT_KEYS = {
+    "tables": list,
+    "pictures": list,
+    "curves": list,
+    "methods": list[str],
+    "reference": str | None,
+}
+KINDS = {
+    str: "a text",
+    str | None: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    list[str]: "a list of texts",
+    list | dict: "a list or an object",
+}
 FEW_METHODS = 4
 PICTURED_METHODS, QUANTILES = 6, (0.9, 0.5, 0.1)
 PLACES = ("dataset_dir", "datalist", "ckpt_dir", "output_dir")  # settings that a study gives every run
 
 
 def check_report(wanted: Mapping, rows: Sequence[str]) -> None:
-    """Refuse what a study's `report` cannot mean: unknown keys, and rows that the study does not have.
+    """Refuse what a study's `report` cannot mean: keys and values of other kinds, rows that the study does not have.
 
     Raises:
         ValueError: one sentence.
     """
-    _known(wanted, REPORT_KEYS, "report")
+    check_keys(wanted, REPORT_KEYS, "report")
     named = [("methods", name) for name in wanted.get("methods", [])]
     for key, known in (("pictures", PICTURE_KEYS), ("curves", CURVE_KEYS)):
         for entry in wanted.get(key, []):
-            _known(entry, known, f"an entry of report's {key}")
+            check_keys(entry, known, f"an entry of report's {key}")
             named += [(key, name) for name in entry.get("rows", [])]
     for entry in wanted.get("tables", []):
         named += [(layout.title, run_of(row)) for layout in [_layout(entry)] for row in layout.rows]
@@ -102,7 +125,11 @@ def slices_of(figure: Mapping, runs: Mapping[str, Run]) -> dict[str, dict[str, M
     def load(name: str, case: str) -> Mapping[str, np.ndarray] | None:
         if name not in runs or case not in runs[name].cases or not slice_file(runs[name], case).is_file():
             return None
-        return dict(np.load(slice_file(runs[name], case)))
+        try:
+            return dict(np.load(slice_file(runs[name], case)))
+        except Exception as reason:  # numpy, zipfile and zlib raise half a dozen types; to the user each means the same
+            file = slice_file(runs[name], case)
+            raise ValueError(f"{file} cannot be read ({type(reason).__name__}): evaluate {name} again") from reason
 
     return {case: {title: load(name, case) for name, title in figure["rows"].items()} for case in figure["cases"]}
 
@@ -171,7 +198,7 @@ def _common(texts: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _layout(entry: Mapping) -> Layout:
-    _known(entry, [field.name for field in fields(Layout)], "a table of report")
+    check_keys(entry, TABLE_KEYS, "a table of report")
     if missing := [key for key in ("title", "head", "rows") if key not in entry]:
         raise ValueError(f"a table of report lacks {missing[0]!r}; it has {list(entry)}")
     return Layout(**entry)
@@ -182,9 +209,25 @@ def _with_reference(layout: Layout, reference: str | None) -> Layout:
     return Layout(layout.title, layout.head, layout.rows, layout.metrics, row, layout.unranked)
 
 
-def _known(entry: Mapping, known: Sequence[str], where: str) -> None:
-    if unknown := sorted(set(entry) - set(known)):
+def check_keys(given: object, known: Mapping[str, type], where: str) -> None:
+    """Refuse what is no object, a key that is not known, and a value of another kind.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/study.md shows one")
+    if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    for key, value in given.items():
+        if not _is_of(value, known[key]):
+            raise ValueError(f"{key!r} of {where} is {value!r}, expected {KINDS[known[key]]}; docs/study.md shows one")
+
+
+def _is_of(value: object, kind: type) -> bool:
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, kind)
 
 
 def _number(value: float, scale: float, decimals: int) -> Cell:

@@ -63,7 +63,13 @@ def read_runs(root: Path) -> dict[str, Run]:
 def study_of(root: Path) -> dict:
     """The study that made a folder (`study.json` in it), or nothing."""
     file = root / "study.json"
-    return read_json(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    content = read_json(file)
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+        raise ValueError(f"{file} is not what a study leaves: run the study again, or remove it")
+    return content
 
 
 def records_of(root: Path, study: Mapping) -> dict[str, list[dict]]:

@@ -103,7 +103,7 @@ class Layout:
         for row, description in self.rows.items():
             if stage_of(row) not in SEGMENTATIONS.values():
                 raise ValueError(f"row {row!r} of table {self.title!r}: the stages are {list(SEGMENTATIONS.values())}")
-            if len(description) != len(self.head):
+            if not isinstance(description, list) or len(description) != len(self.head):
                 raise ValueError(f"row {row!r} of table {self.title!r} needs {len(self.head)} texts, got {description}")
         for row in [*([self.reference] if self.reference else []), *self.unranked]:
             if row not in self.rows:
