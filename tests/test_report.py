@@ -203,6 +203,12 @@ def test_a_picture_that_was_cut_off_is_named(runs):
         page_of(runs)
 
 
+def test_a_study_json_that_asks_for_what_cannot_be_is_refused(runs):
+    as_study(runs, pictures=[{"rows": ["TISS-Net"]}])
+    with pytest.raises(ValueError, match="an entry of report's pictures lacks 'title'"):
+        page_of(runs)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"rows": ["TISS-Net"]}'])
 def test_a_study_json_of_something_else_is_named(runs, content):
     (runs / "study.json").write_text(content)

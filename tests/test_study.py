@@ -475,6 +475,28 @@ def test_folds_run_one_after_the_other_with_weights_of_their_own(file, ran):
             id="a table's rows",
         ),
         pytest.param({"report": {"pictures": {}}}, "'pictures' of report is {}, expected a list", id="no list"),
+        pytest.param({"report": {"pictures": [{"rows": []}]}}, "report's pictures lacks 'title'", id="no title"),
+        pytest.param({"report": {"pictures": [{"title": "a"}]}}, "report's pictures lacks 'rows'", id="no rows shown"),
+        pytest.param({"report": {"curves": [{"rows": {}}]}}, "report's curves lacks 'x'", id="no parameter"),
+        pytest.param(
+            {"report": {"curves": [{"x": "a", "rows": ["real FLAIR"]}]}}, "'rows' of .* curves is", id="no values"
+        ),
+        pytest.param(
+            {"report": {"curves": [{"x": "a", "rows": {"real FLAIR": "5"}}]}},
+            "report's curve 'a' needs a number for 'real FLAIR', not '5'",
+            id="a text as value",
+        ),
+        pytest.param(
+            {"rows": [{"name": "a", "evaluate": False}, {"name": "b"}], "report": {"reference": "a"}},
+            "report asks in reference for the row 'a', which the study does not have, or not evaluate: ",
+            id="a reference that is not evaluated",
+        ),
+        *(
+            pytest.param(
+                {"rows": [{"name": name}]}, f"calls a row '{name}', like a file of its own", id=f"a row {name}"
+            )
+            for name in ("models", "folds", "fold_12", "report", "study.json")
+        ),
         pytest.param({"report": {"table": []}}, "report has the unknown key 'table'", id="report's key"),
     ],
 )

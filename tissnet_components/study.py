@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tissnet_components.datasets.folds import fold_datalists
 from tissnet_components.report import digest, slug, to_json, write_whole
-from tissnet_components.report.layouts import check_keys, check_report
+from tissnet_components.report.layouts import check_keys, check_report, evaluated
 
 ROW_KEYS = {  # of a row, and of all rows
     "configs": list[str],
@@ -52,6 +52,7 @@ STEPS = {  # the bundle's entry points -> their configs, and those that torchrun
     "evaluating": (["train", "evaluate"], ["multi_gpu_train", "multi_gpu_evaluate"]),
 }
 DOES = {"training": "train", "evaluating": "evaluate"}  # a row's keys
+OWN = re.compile(r"models|folds|fold_\d+|report|study\.json")  # what lies beside the folders of rows
 STARTED = "=== started "
 FINISHED_EPOCH = re.compile(r"Epoch\[(\d+)\] Complete")
 
@@ -175,7 +176,9 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     names = [slug(row.get("name", "")) for row in given["rows"]]
     if "" in names or len(set(names)) < len(names) or any(set(row["name"]) & set(",:") for row in given["rows"]):
         raise ValueError(f"the rows of study {file} need different names, without comma and colon; found {names}")
-    check_report(given.get("report", {}), [row["name"] for row in given["rows"]])
+    if own := [name for name in names if OWN.fullmatch(name)]:
+        raise ValueError(f"study {file} calls a row {own[0]!r}, like a file of its own in 'out'; give it another name")
+    check_report(given.get("report", {}), evaluated(given))
     if not Path(given["bundle"], "configs", "train.json").is_file():
         raise ValueError(f"{given['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
     return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, "datalists": [], **given}
@@ -339,8 +342,7 @@ def _read_with_base(file: Path, derived: Sequence[Path] = ()) -> dict:
 
 def _folders(content: Mapping, datalists: Mapping[str, str]) -> dict[str, list[str]]:
     """Row -> folders of its evaluations below `out`, from which the report knows what is missing."""
-    rows = [row["name"] for row in content["rows"] if row.get("evaluate", True)]
-    return {name: [Path(slug(name), fold).as_posix() for fold in datalists] for name in rows}
+    return {name: [Path(slug(name), fold).as_posix() for fold in datalists] for name in evaluated(content)}
 
 
 def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, processes: int) -> Step:

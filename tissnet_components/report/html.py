@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from . import formats, plots, write_whole
-from .layouts import case_table, layouts_of, pictured, provenance_table, slices_of
+from .layouts import case_table, check_report, evaluated, layouts_of, pictured, provenance_table, slices_of
 from .runs import Run, notes, read_runs, records_of, simulated, study_of
 from .tables import Layout, Table, comparable, comparison_table, comparisons, result_table, run_of
 
@@ -88,6 +88,7 @@ def report(
     if reference and reference not in found:
         raise ValueError(f"there is no evaluation of {reference!r} to compare with; there are {list(found)}")
     wanted = study.get("report", {})
+    check_report(wanted, evaluated(study))
     layouts = layouts_of(wanted, names, found, reference) if found else []
     content = {
         "title": title or study.get("title", "TISS-Net report"),

@@ -54,15 +54,25 @@ def check_report(wanted: Mapping, rows: Sequence[str]) -> None:
     named = [("methods", name) for name in wanted.get("methods", [])]
     for key, known in (("pictures", PICTURE_KEYS), ("curves", CURVE_KEYS)):
         for entry in wanted.get(key, []):
-            check_keys(entry, known, f"an entry of report's {key}")
+            check_keys(entry, known, f"an entry of report's {key}", required=list(known)[:2])
             named += [(key, name) for name in entry.get("rows", [])]
+    for curve in wanted.get("curves", []):
+        if texts := [row for row, value in curve["rows"].items() if not isinstance(value, int | float)]:
+            found = f"a number for {texts[0]!r}, not {curve['rows'][texts[0]]!r}"
+            raise ValueError(f"report's curve {curve['x']!r} needs {found}: the value of the parameter")
     for entry in wanted.get("tables", []):
         named += [(layout.title, run_of(row)) for layout in [_layout(entry)] for row in layout.rows]
     if wanted.get("reference"):
         named.append(("reference", wanted["reference"]))
     for where, name in named:
         if name not in rows:
-            raise ValueError(f"report asks in {where} for the row {name!r}, which the study does not have: {[*rows]}")
+            absent = "which the study does not have, or not evaluate"
+            raise ValueError(f"report asks in {where} for the row {name!r}, {absent}: {[*rows]}")
+
+
+def evaluated(study: Mapping) -> list[str]:
+    """The rows of which there are results to show."""
+    return [row["name"] for row in study.get("rows", []) if row.get("evaluate", True)]
 
 
 def layouts_of(wanted: Mapping, names: Sequence[str], runs: Mapping[str, Run], reference: str | None) -> list[Layout]:
@@ -198,9 +208,7 @@ def _common(texts: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _layout(entry: Mapping) -> Layout:
-    check_keys(entry, TABLE_KEYS, "a table of report")
-    if missing := [key for key in ("title", "head", "rows") if key not in entry]:
-        raise ValueError(f"a table of report lacks {missing[0]!r}; it has {list(entry)}")
+    check_keys(entry, TABLE_KEYS, "a table of report", required=("title", "head", "rows"))
     return Layout(**entry)
 
 
@@ -209,8 +217,8 @@ def _with_reference(layout: Layout, reference: str | None) -> Layout:
     return Layout(layout.title, layout.head, layout.rows, layout.metrics, row, layout.unranked)
 
 
-def check_keys(given: object, known: Mapping[str, type], where: str) -> None:
-    """Refuse what is no object, a key that is not known, and a value of another kind.
+def check_keys(given: object, known: Mapping[str, type], where: str, required: Sequence[str] = ()) -> None:
+    """Refuse what is no object, a key that is not known or is missing, and a value of another kind.
 
     Raises:
         ValueError: one sentence.
@@ -219,6 +227,8 @@ def check_keys(given: object, known: Mapping[str, type], where: str) -> None:
         raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/study.md shows one")
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    if missing := [key for key in required if key not in given]:
+        raise ValueError(f"{where} lacks {missing[0]!r}; it has {list(given)}")
     for key, value in given.items():
         if not _is_of(value, known[key]):
             raise ValueError(f"{key!r} of {where} is {value!r}, expected {KINDS[known[key]]}; docs/study.md shows one")
