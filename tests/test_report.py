@@ -21,6 +21,8 @@ whole volume,patient_2,12,0,,,0,0.9,20,0.2
 CALIBRATION = """protocol,case,error_from,error_to,voxels,predicted,mistakes
 whole volume,patient_1,0,0.5,90,10,5
 whole volume,patient_1,0.5,1,10,8,6
+whole volume,patient_2,0,0.5,80,9,4
+whole volume,patient_2,0.5,1,20,15,11
 """
 
 
@@ -116,6 +118,15 @@ def test_a_folder_gets_the_page_the_tables_and_the_figures_as_files(runs):
     assert "| tissnet | **47.50 ± 67.18** |" in text
     for shown in re.findall(r"\]\((.*?)\)", text):
         assert (folder / shown).read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_of_similar_titles_are_files_of_their_own(runs):
+    tables = [{"title": title, "head": ["Method"], "rows": {"TISS-Net": ["a"]}} for title in ("Dice: all", "Dice, all")]
+    as_study(runs, tables=[tables[0], tables[1] | {"rows": {"without FLAIR": ["b"]}}])
+    folder = runs.parent / "out"
+    report(str(runs), str(folder))
+    assert "\na," in (folder / "tables" / "dice_all.csv").read_text()
+    assert "\nb," in (folder / "tables" / "dice_all_2.csv").read_text()
 
 
 def test_several_folders_make_one_report(runs, tmp_path):

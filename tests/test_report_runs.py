@@ -64,6 +64,20 @@ def test_calibrations_of_all_cases_and_folds_are_added_up(tmp_path):
     assert run.calibration.tolist() == [[0, 0.5, 20, 3, 5], [0.5, 1, 12, 10, 6]]
 
 
+def test_a_calibration_that_lacks_cases_is_refused(tmp_path):
+    evaluation(tmp_path / "TISS-Net", "anna", "bert")
+    write_whole(tmp_path / "TISS-Net" / "calibration.csv", f"{BINS}whole volume,anna,0,1,10,1.5,1\n".encode())
+    with pytest.raises(ValueError, match=r"calibration.csv holds other cases than cases.csv \(bert\): evaluate again"):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("dice", ["inf", "1.5", "-0.1"])
+def test_a_dice_that_cannot_be_is_refused(tmp_path, dice):
+    evaluation(tmp_path / "TISS-Net", "anna", dice=dice)
+    with pytest.raises(ValueError, match=r"cases.csv holds the fine_dice .* of anna, expected 0 to 1: evaluate again"):
+        read_runs(tmp_path)
+
+
 def said(root, *groups):
     runs = read_runs(root)
     return " ".join(notes(runs, [root], groups or [list(runs)]))

@@ -178,26 +178,30 @@ def _shown(title: str, caption: str, figure: Figure) -> Shown:
 def _write_files(folder: Path, content: Mapping) -> None:
     """Tables as CSV and LaTeX, figures as PNG, and report.md, which shows them."""
     tables = [*content["tables"], *filter(None, [content["cases"], content["provenance"]])]
-    for table in tables:
-        write_whole(folder / "tables" / f"{_slug(table.title)}.csv", formats.to_csv(table).encode())
-        write_whole(folder / "tables" / f"{_slug(table.title)}.tex", formats.to_latex(table).encode())
-    for figure in content["figures"]:
-        write_whole(folder / "figures" / f"{_slug(figure.title)}.png", figure.png)
+    for name, table in zip(_file_names(tables), tables, strict=True):
+        write_whole(folder / "tables" / f"{name}.csv", formats.to_csv(table).encode())
+        write_whole(folder / "tables" / f"{name}.tex", formats.to_latex(table).encode())
+    figures = dict(zip(_file_names(content["figures"]), content["figures"], strict=True))
+    for name, figure in figures.items():
+        write_whole(folder / "figures" / f"{name}.png", figure.png)
     simulated_note = ["**Simulated data.** The numbers say that the software works, not how it performs on patients."]
     parts = [
         f"# {content['title']}",
         *simulated_note * content["simulated"],
         *content["notes"],
         *map(formats.to_markdown, content["tables"]),
-        *(f"**{f.title}**\n\n![{f.title}](figures/{_slug(f.title)}.png)\n\n{f.caption}" for f in content["figures"]),
+        *(f"**{f.title}**\n\n![{f.title}](figures/{name}.png)\n\n{f.caption}" for name, f in figures.items()),
         *map(formats.to_markdown, filter(None, [content["cases"], content["provenance"]])),
         "For research; not a medical device.",
     ]
     write_whole(folder / "report.md", ("\n\n".join(part.rstrip() for part in parts) + "\n").encode())
 
 
-def _slug(title: str) -> str:
-    return re.sub(r"\W+", "_", title.lower()).strip("_")
+def _file_names(shown: Sequence[Table | Shown]) -> list[str]:
+    """Titles as names of files; those that come again are numbered."""
+    names = [re.sub(r"\W+", "_", item.title.lower()).strip("_") for item in shown]
+    counts = [names[:index].count(name) + 1 for index, name in enumerate(names)]
+    return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
 
 
 def _picture(path: Path, roots: Sequence[Path]) -> dict[str, str]:

@@ -175,9 +175,11 @@ def _run(name: str, places: Sequence[Path]) -> Run:
                 raise ValueError(f"{name} holds the case {case} twice: in {folders[case].parent} and {place}; keep one")
             protocols.add(row.pop("protocol"))
             cases[case] = {metric: _number(cell, place / "cases.csv") for metric, cell in row.items()}
+            _check_dice(cases[case], case, place / "cases.csv")
             folders[case] = place / case
         if (place / "calibration.csv").is_file():
-            calibrations.append(_calibration(place / "calibration.csv"))
+            tested = {case for case in folders if folders[case].parent == place}
+            calibrations.append(_calibration(place / "calibration.csv", tested))
     if len(protocols) != 1:
         found = f"the protocols {sorted(protocols)}" if protocols else "no case"
         raise ValueError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
@@ -191,10 +193,18 @@ def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
     return np.concatenate([tables[0][:, :2], sum(table[:, 2:] for table in tables)], axis=1)
 
 
-def _calibration(file: Path) -> np.ndarray:
+def _check_dice(values: Mapping[str, float], case: str, file: Path) -> None:
+    for metric, value in values.items():
+        if metric.endswith("dice") and (value < 0 or value > 1):
+            raise ValueError(f"{file} holds the {metric} {value} of {case}, expected 0 to 1: evaluate again")
+
+
+def _calibration(file: Path, tested: set[str]) -> np.ndarray:
     cases: dict[str, list[list[float]]] = {}
     for row in _read_csv(file, ("case", *CALIBRATION)):
         cases.setdefault(row["case"], []).append([_number(row[name], file) for name in CALIBRATION])
+    if others := sorted(set(cases) ^ tested):
+        raise ValueError(f"{file} holds other cases than cases.csv ({listed(others)}): evaluate again")
     tables = [np.array(table) for table in cases.values()]
     if not tables or len({table.shape for table in tables}) > 1:
         raise ValueError(f"{file} does not hold the same bins for every case: evaluate again")

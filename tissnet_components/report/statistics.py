@@ -47,7 +47,7 @@ def compare(values: Mapping[str, float], reference: Mapping[str, float]) -> Comp
         warnings.simplefilter("ignore", RuntimeWarning)  # of a precision that a p-value does not need
         t_test, wilcoxon = stats.ttest_1samp(differences, 0).pvalue, stats.wilcoxon(differences).pvalue
     if not np.ptp(differences):  # no variance to test with
-        t_test = math.nan if differences[0] else 1.0
+        t_test, wilcoxon = (math.nan, wilcoxon) if differences[0] else (1.0, 1.0)
     return Comparison(*counts, float(differences.mean()), *interval(differences), float(t_test), float(wilcoxon))
 
 
