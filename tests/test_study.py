@@ -121,6 +121,14 @@ def test_under_torchrun_the_bundles_overlays_for_several_processes_join(tmp_path
     assert "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run" in " ".join(command(step, 2))
 
 
+def test_a_bundle_without_overlays_for_several_processes_says_so(file, tmp_path):
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "train.json").write_text("{}")
+    write_study(tmp_path, bundle=str(tmp_path / "bundle"), rows=[{"name": "a"}])
+    with pytest.raises(ValueError, match=r"--processes 2 needs .*/configs/multi_gpu_train.json, which does not exist"):
+        steps_of(file, processes=2)
+
+
 def test_what_is_done_is_skipped(file, ran):
     study(str(file))
     ran.calls.clear()

@@ -349,7 +349,11 @@ def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, p
     base, parallel = STEPS[kind]
     label = ", ".join(part for part in (row["name"], fold.replace("_", " "), kind) if part)
     configs = [*base, *map(_config_name, _listed(kind, "configs", row, content))]
-    configs += parallel if processes > 1 else []
+    if processes > 1:
+        configs += parallel
+        files = [Path(content["bundle"], "configs", f"{name}.json") for name in parallel]
+        if absent := [file for file in files if not file.is_file()]:
+            raise ValueError(f"--processes {processes} needs {absent[0]}, which does not exist: leave --processes out")
     folder = Path(content["out"], slug(row["name"]), fold)
     ids = _ids(content["bundle"], tuple(configs))
     settings = {
