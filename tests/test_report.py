@@ -207,6 +207,27 @@ def test_a_study_chooses_what_is_pictured_and_which_cases(runs):
         page_of(runs)
 
 
+def test_how_well_a_quality_without_a_label_finds_the_bad_cases(runs):
+    """Ranks 4 1 3 2 and 2 1 4 3: 1 - 6 * 6 / (4 * 15). Of the two bad cases one has an alarm, and of the good ones."""
+    rows = zip("abcd", (0.9, 0.2, 0.7, 0.4), (0.45, 0.3, 0.9, 0.85), strict=True)
+    lines = "".join(f"whole volume,{case},9,{dice},{agreement}\n" for case, dice, agreement in rows)
+    write_whole(runs / "tissnet" / "cases.csv", f"protocol,case,label_ml,fine_dice,agreement\n{lines}".encode())
+    (runs / "tissnet" / "calibration.csv").unlink()
+    title = "<caption>Quality without a label"
+    cells = row_of(page_of(runs), "tissnet", title)
+    assert cells[:2] == ["agreement of fine and refined", "4"] and cells[2].startswith("0.40 [") and len(cells) == 3
+    as_study(runs, alarm={"dice": 0.5, "agreement": 0.5})
+    page = page_of(runs)
+    assert row_of(page, "TISS-Net", title)[3:] == ["1 / 2 (50 %)", "1 / 2 (50 %)"]
+    assert "Bad: Dice below 50 %. Alarm: agreement of fine and refined below 0.5." in page
+
+
+def test_a_case_of_unknown_quality_is_an_alarm(runs):
+    as_study(runs, alarm={"dice": 0.5, "predicted_dice": 0.1})
+    (runs / "tissnet" / "cases.csv").write_text(SYNTHESIS.replace("20,0.2", "20,"))
+    assert row_of(page_of(runs), "TISS-Net", "<caption>Quality without a label")[3:] == ["1 / 1 (100 %)", "0 / 1 (0 %)"]
+
+
 def test_a_picture_that_was_cut_off_is_named(runs):
     kept = save_slices({"source": np.ones((8, 8, 2))}, runs / "direct" / "patient_1" / "patient_1_slice.npz")
     kept.write_bytes(kept.read_bytes()[:100])

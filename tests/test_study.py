@@ -505,6 +505,7 @@ def test_folds_run_one_after_the_other_with_weights_of_their_own(file, ran):
             )
             for name in ("models", "folds", "fold_12", "report", "study.json")
         ),
+        pytest.param({"report": {"alarm": {"agreement": 0.5}}}, "report's alarm lacks 'dice'", id="no bad Dice"),
         pytest.param({"report": {"table": []}}, "report has the unknown key 'table'", id="report's key"),
     ],
 )

@@ -3,14 +3,23 @@
 import base64
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from . import formats, plots, write_whole
-from .layouts import case_table, check_report, evaluated, layouts_of, pictured, provenance_table, slices_of
+from .layouts import (
+    case_table,
+    check_report,
+    evaluated,
+    layouts_of,
+    pictured,
+    provenance_table,
+    quality_table,
+    slices_of,
+)
 from .runs import Run, notes, read_runs, records_of, simulated, study_of
 from .tables import Layout, Table, comparable, comparison_table, comparisons, result_table, run_of
 
@@ -94,7 +103,7 @@ def report(
         "title": title or study.get("title", "TISS-Net report"),
         "simulated": any(map(simulated, roots)),
         "notes": notes(found, roots, _side_by_side(wanted, layouts)),
-        "tables": [table for layout in layouts for table in _tables(layout, found)],
+        "tables": [table for layout in layouts for table in _tables(layout, found)] + _quality(wanted, found),
         "figures": list(_figures(wanted, found, layouts)),
         "cases": case_table(_methods(wanted, found)) if found else None,
         "provenance": provenance_table(study, records_of(home, study)) if study else None,
@@ -135,6 +144,16 @@ def _tables(layout: Layout, runs: Mapping[str, Run]) -> list[Table]:
     return [result_table(layout, runs, compared), *([behind] if behind else [])]
 
 
+def _ranking(methods: Iterable[Run]) -> list[Run]:
+    """The runs that have a guess of their quality."""
+    return [run for run in methods if run.has(f"{plots.stage(run)}_dice") and any(map(run.has, plots.QUALITIES))]
+
+
+def _quality(wanted: Mapping, runs: Mapping[str, Run]) -> list[Table]:
+    ranking = _ranking(_methods(wanted, runs).values())
+    return [quality_table(ranking, wanted.get("alarm", {}))] if ranking else []
+
+
 def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]) -> Iterator[Shown]:
     for figure in pictured(wanted, runs):
         lines = ", the label in yellow and the segmentation in green" if figure["contours"] else ""
@@ -158,7 +177,7 @@ def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]
         yield _shown("Tumor volume", VOLUMES, plots.volume_agreement(methods))
     if doubting := [run for run in methods if run.calibration is not None]:
         yield _shown("Does a high predicted error mean a real error?", CALIBRATION, plots.error_calibration(doubting))
-    if ranking := [run for run in methods if any(map(run.has, plots.QUALITIES))]:
+    if ranking := _ranking(methods):
         yield _shown("If the worst cases go to a human", REFERRAL, plots.referral(ranking))
 
 

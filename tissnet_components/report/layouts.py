@@ -8,8 +8,9 @@ import numpy as np
 
 from ..metrics import SEGMENTATIONS, mean_and_sd
 from . import slug
-from .plots import stage
+from .plots import QUALITIES, stage
 from .runs import Run
+from .statistics import RESAMPLES, correlation_interval, finite_pairs, rank_correlation
 from .tables import IMAGE, Cell, Layout, Table, run_of
 
 TABLE_KEYS = {
@@ -28,11 +29,14 @@ REPORT_KEYS = {
     "curves": list,
     "methods": list[str],
     "reference": str | None,
+    "alarm": dict,
 }
+ALARM_KEYS = dict.fromkeys(("dice", *QUALITIES), int | float)
 KINDS = {
     str: "a text",
     str | None: "a text",
     int: "a whole number",
+    int | float: "a number",
     bool: "true or false",
     dict: "an object",
     list: "a list",
@@ -51,6 +55,8 @@ def check_report(wanted: Mapping, rows: Sequence[str]) -> None:
         ValueError: one sentence.
     """
     check_keys(wanted, REPORT_KEYS, "report")
+    if "alarm" in wanted:
+        check_keys(wanted["alarm"], ALARM_KEYS, "report's alarm", required=["dice"])
     named = [("methods", name) for name in wanted.get("methods", [])]
     for key, known in (("pictures", PICTURE_KEYS), ("curves", CURVE_KEYS)):
         for entry in wanted.get(key, []):
@@ -160,6 +166,51 @@ def case_table(runs: Mapping[str, Run]) -> Table:
         rows.append(cells)
     head = ["case", "tumor (ml)", *(f"{name}: {title}" for name in runs for _, title, *_ in metrics)]
     return Table("Case by case", head, rows, [])
+
+
+def quality_table(runs: Sequence[Run], alarm: Mapping[str, float]) -> Table:
+    """How well each quality that needs no label goes with the true Dice, and how well it finds bad cases.
+
+    Args:
+        alarm: `dice`, below which a case is bad, and of each quality the threshold below which it raises an alarm; a
+            case of unknown quality is an alarm. Empty: correlations alone.
+    """
+    rows = []
+    for run in runs:
+        for metric in filter(run.has, QUALITIES):
+            pairs = [(run.cases[case].get(f"{stage(run)}_dice", math.nan), q) for case, q in run.values(metric).items()]
+            dice, quality = np.array(pairs).T
+            caught = _caught(dice, quality, alarm["dice"], alarm.get(metric, math.nan)) if alarm else []
+            cells = [Cell(run.name), Cell(QUALITIES[metric][0]), Cell(str(finite_pairs(dice, quality).shape[1]))]
+            rows.append([*cells, _correlation(dice, quality), *caught])
+    notes = [
+        f"Rank correlation (Spearman) with the true Dice, over the cases that have both. CI: percentile bootstrap of "
+        f"{RESAMPLES:,} resamples of cases, seed 0."
+    ]
+    if alarm:
+        limits = " and ".join(f"{QUALITIES[key][0]} below {alarm[key]:g}" for key in QUALITIES if key in alarm)
+        notes.append(f"Bad: Dice below {100 * alarm['dice']:g} %. Alarm: {limits or 'none'}.")
+    head = ["Method", "Quality", "Cases", "Rank correlation [95 % CI]"]
+    return Table("Quality without a label", head + ["Bad cases found", "False alarms"] * bool(alarm), rows, notes)
+
+
+def _correlation(dice: np.ndarray, quality: np.ndarray) -> Cell:
+    value, (low, high) = rank_correlation(dice, quality), correlation_interval(dice, quality)
+    text = "n/a" if math.isnan(value) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return Cell(text, numbers={"": value, "low": low, "high": high})
+
+
+def _caught(dice: np.ndarray, quality: np.ndarray, bad_below: float, alarm_below: float) -> list[Cell]:
+    """Alarms among the bad cases, and among the others."""
+    alarm = ~(quality >= alarm_below) if not math.isnan(alarm_below) else None
+    return [_share(alarm, group) for group in (dice < bad_below, dice >= bad_below)]
+
+
+def _share(alarm: np.ndarray | None, group: np.ndarray) -> Cell:
+    if alarm is None or not group.any():
+        return Cell("n/a")
+    hits, share = alarm[group].sum(), alarm[group].mean()
+    return Cell(f"{hits} / {group.sum()} ({100 * share:.0f} %)", numbers={"": share})
 
 
 def provenance_table(study: Mapping, records: Mapping[str, Sequence[Mapping]]) -> Table:
