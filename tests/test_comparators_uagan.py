@@ -1,7 +1,9 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
 from tissnet_components.comparators.uagan import (
@@ -17,6 +19,7 @@ from tissnet_components.training import constant_then_linear
 WIDTHS = [2, 4, 4, 4, 4]
 WEIGHTS = {"adversarial": 1, "contrast": 1, "cycle": 10, "fine": 100, "shape": 100}
 CLOSED, OPEN = -1e4, 1e4
+CONFIGS = Path(__file__).parents[1] / "bundles" / "tissnet_brats" / "configs"
 
 
 @pytest.fixture
@@ -174,6 +177,17 @@ def test_the_translated_image_is_translated_back_and_segmented():
     assert values["adversarial"] == pytest.approx(-0.5)
     assert values["fine"] == pytest.approx(0.5 - 0.5, abs=1e-3)
     assert values["shape"] == pytest.approx(1 - (2 * 0.5 / 1.5) / 2 - 0.5 * 0, abs=1e-3)
+
+
+def test_as_configured_it_is_tested_as_it_was_trained(sample):
+    """Translated images pass through the norms of the way back; running statistics would keep them for the test."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "comparators" / "uagan.json")])
+    parser.update({"widths": WIDTHS, "dropout": [0.0] * 5, "device": "$torch.device('cpu')"})
+    network = parser.get_parsed_content("network").train()
+    UaganLoss(WEIGHTS, network, ContrastCritic(4, 2), Epoch(0))(network.cascade(sample.source), *sample)
+    trained = network(sample.source)
+    torch.testing.assert_close(network.eval()(sample.source), trained)
 
 
 @pytest.mark.parametrize(("epochs_done", "share"), [(0, 1 / 60), (29, 0.5), (59, 1), (200, 1)])

@@ -21,6 +21,8 @@ whole volume,patient_2,12,0,,,0,0.9,20,0.2
 CALIBRATION = """protocol,case,error_from,error_to,voxels,predicted,mistakes
 whole volume,patient_1,0,0.5,90,10,5
 whole volume,patient_1,0.5,1,10,8,6
+whole volume,patient_2,0,0.5,80,9,4
+whole volume,patient_2,0.5,1,20,15,11
 """
 
 
@@ -118,6 +120,15 @@ def test_a_folder_gets_the_page_the_tables_and_the_figures_as_files(runs):
         assert (folder / shown).read_bytes().startswith(b"\x89PNG")
 
 
+def test_tables_of_similar_titles_are_files_of_their_own(runs):
+    tables = [{"title": title, "head": ["Method"], "rows": {"TISS-Net": ["a"]}} for title in ("Dice: all", "Dice, all")]
+    as_study(runs, tables=[tables[0], tables[1] | {"rows": {"without FLAIR": ["b"]}}])
+    folder = runs.parent / "out"
+    report(str(runs), str(folder))
+    assert "\na," in (folder / "tables" / "dice_all.csv").read_text()
+    assert "\nb," in (folder / "tables" / "dice_all_2.csv").read_text()
+
+
 def test_several_folders_make_one_report(runs, tmp_path):
     shutil.copytree(runs / "direct", tmp_path / "more" / "another")
     out = tmp_path / "report.html"
@@ -149,6 +160,41 @@ def test_a_study_chooses_the_tables_and_what_describes_a_row(runs):
     assert "epochs 3" in page
 
 
+def keep(folder, step, minutes, machine="one GPU", **settings):
+    record = {"minutes": minutes, "finished": True, "machine": machine, "configs": ["train"], "settings": settings}
+    write_whole(folder / f"{step}_record.json", json.dumps(record).encode())
+
+
+def test_the_minutes_are_those_of_every_fold_and_of_rows_that_only_prepare(runs):
+    as_study(runs)
+    for fold, minutes in (("fold_1", 20), ("fold_2", 4.5)):
+        keep(runs / "TISS-Net" / fold, "training", minutes)
+        keep(runs / "TISS-Net" / fold, "evaluating", 0.5, "two cores")
+    study = json.loads((runs / "study.json").read_text())
+    study["rows"].append({"name": "Pix2Pix's generator", "evaluate": False})
+    write_whole(runs / "study.json", json.dumps(study).encode())
+    keep(runs / "Pix2Pix_s_generator", "training", 12)
+    page = page_of(runs)
+    assert row_of(page, "TISS-Net", "How it was made</caption>")[-1] == "25.5"
+    assert row_of(page, "Pix2Pix&#39;s generator")[-1] == "12.0"
+    assert row_of(page, "without FLAIR", "How it was made</caption>")[-1] == "n/a"
+    assert "on one GPU and two cores." in page
+
+
+def test_how_it_was_made_is_what_the_runs_were_given_whatever_the_study_says_now(runs):
+    as_study(runs)  # which asks for three epochs
+    given = {"learning_rate": 0.01, "datalist": "a.json"}
+    keep(runs / "without_FLAIR", "training", 1, epochs=4, model_name="without_FLAIR", **given)
+    for fold, epochs in (("fold_1", 4), ("fold_2", 500)):
+        keep(runs / "TISS-Net" / fold, "training", 1, epochs=epochs, model_name="ours", **given)
+    keep(runs / "Pix2Pix", "training", 1, epochs=4, vgg_weights="untrained", **given)
+    page = page_of(runs)
+    assert row_of(page, "without FLAIR", "How it was made</caption>")[1] == "epochs 4"
+    assert row_of(page, "TISS-Net", "How it was made</caption>")[1] == "epochs 4 or 500, model_name ours"
+    assert row_of(page, "Pix2Pix", "How it was made</caption>")[1] == "epochs 4, vgg_weights untrained"
+    assert "Options of all rows: learning_rate 0.01; configs of all rows: none." in page
+
+
 def test_a_study_chooses_what_is_pictured_and_which_cases(runs):
     volume = np.random.default_rng(0).random((16, 16, 4))
     for folder in ("direct", "tissnet"):
@@ -158,6 +204,47 @@ def test_a_study_chooses_what_is_pictured_and_which_cases(runs):
     assert "<h3>Fig. 7</h3>" in page_of(runs)
     as_study(runs, pictures=[figure | {"cases": ["patient_9"]}])
     with pytest.raises(ValueError, match=r"figure 'Fig. 7' asks for the case 'patient_9', which TISS-Net did not test"):
+        page_of(runs)
+
+
+def test_how_well_a_quality_without_a_label_finds_the_bad_cases(runs):
+    """Ranks 4 1 3 2 and 2 1 4 3: 1 - 6 * 6 / (4 * 15). Of the two bad cases one has an alarm, and of the good ones."""
+    rows = zip("abcd", (0.9, 0.2, 0.7, 0.4), (0.45, 0.3, 0.9, 0.85), strict=True)
+    lines = "".join(f"whole volume,{case},9,{dice},{agreement}\n" for case, dice, agreement in rows)
+    write_whole(runs / "tissnet" / "cases.csv", f"protocol,case,label_ml,fine_dice,agreement\n{lines}".encode())
+    (runs / "tissnet" / "calibration.csv").unlink()
+    title = "<caption>Quality without a label"
+    cells = row_of(page_of(runs), "tissnet", title)
+    assert cells[:2] == ["agreement of fine and refined", "4"] and cells[2].startswith("0.40 [") and len(cells) == 3
+    as_study(runs, alarm={"dice": 0.5, "agreement": 0.5})
+    page = page_of(runs)
+    assert row_of(page, "TISS-Net", title)[3:] == ["1 / 2 (50 %)", "1 / 2 (50 %)"]
+    assert "Bad: Dice below 50 %. Alarm: agreement of fine and refined below 0.5." in page
+
+
+def test_a_case_of_unknown_quality_is_an_alarm(runs):
+    as_study(runs, alarm={"dice": 0.5, "predicted_dice": 0.1})
+    (runs / "tissnet" / "cases.csv").write_text(SYNTHESIS.replace("20,0.2", "20,"))
+    assert row_of(page_of(runs), "TISS-Net", "<caption>Quality without a label")[3:] == ["1 / 1 (100 %)", "0 / 1 (0 %)"]
+
+
+def test_a_picture_that_was_cut_off_is_named(runs):
+    kept = save_slices({"source": np.ones((8, 8, 2))}, runs / "direct" / "patient_1" / "patient_1_slice.npz")
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"patient_1_slice.npz cannot be read .*: evaluate direct again"):
+        page_of(runs)
+
+
+def test_a_study_json_that_asks_for_what_cannot_be_is_refused(runs):
+    as_study(runs, pictures=[{"rows": ["TISS-Net"]}])
+    with pytest.raises(ValueError, match="an entry of report's pictures lacks 'title'"):
+        page_of(runs)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"rows": ["TISS-Net"]}'])
+def test_a_study_json_of_something_else_is_named(runs, content):
+    (runs / "study.json").write_text(content)
+    with pytest.raises(ValueError, match=r"study.json is not what a study leaves: run the study again, or remove it"):
         page_of(runs)
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from tissnet_components.report import write_whole
-from tissnet_components.report.runs import notes, read_runs
+from tissnet_components.report import digest, write_whole
+from tissnet_components.report.runs import notes, read_runs, records_of, study_of
 
 HEAD = "protocol,case,label_ml,fine_dice,fine_hd95_mm,fine_ml\n"
 BINS = "protocol,case,error_from,error_to,voxels,predicted,mistakes\n"
@@ -64,6 +64,20 @@ def test_calibrations_of_all_cases_and_folds_are_added_up(tmp_path):
     assert run.calibration.tolist() == [[0, 0.5, 20, 3, 5], [0.5, 1, 12, 10, 6]]
 
 
+def test_a_calibration_that_lacks_cases_is_refused(tmp_path):
+    evaluation(tmp_path / "TISS-Net", "anna", "bert")
+    write_whole(tmp_path / "TISS-Net" / "calibration.csv", f"{BINS}whole volume,anna,0,1,10,1.5,1\n".encode())
+    with pytest.raises(ValueError, match=r"calibration.csv holds other cases than cases.csv \(bert\): evaluate again"):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("dice", ["inf", "1.5", "-0.1"])
+def test_a_dice_that_cannot_be_is_refused(tmp_path, dice):
+    evaluation(tmp_path / "TISS-Net", "anna", dice=dice)
+    with pytest.raises(ValueError, match=r"cases.csv holds the fine_dice .* of anna, expected 0 to 1: evaluate again"):
+        read_runs(tmp_path)
+
+
 def said(root, *groups):
     runs = read_runs(root)
     return " ".join(notes(runs, [root], groups or [list(runs)]))
@@ -82,9 +96,22 @@ def test_an_evaluation_older_than_a_training_that_was_cut_is_not_complete(tmp_pa
     record = tmp_path / "TISS-Net" / "fold_1" / "training_record.json"
     record.write_text(json.dumps({"minutes": 1.5, "finished": True, "machine": "two cores"}))
     assert "not complete" not in said(tmp_path)
-    assert read_runs(tmp_path)["TISS-Net"].minutes == 1.5
+    assert records_of(tmp_path, study_of(tmp_path))["TISS-Net"][0]["minutes"] == 1.5
     record.write_text(json.dumps({"minutes": 1.5, "finished": False, "machine": "two cores"}))
     assert "TISS-Net is not complete: no finished evaluation of fold 1." in said(tmp_path)
+
+
+def test_an_evaluation_of_other_weights_than_those_that_are_there_is_not_complete(tmp_path):
+    evaluation(tmp_path / "TISS-Net", "anna")
+    study(tmp_path, **{"TISS-Net": ["TISS-Net"]})
+    weights = tmp_path / "TISS-Net.pt"
+    weights.write_text("first")
+    reads = {str(weights): digest(weights), str(tmp_path / "left at home.pt"): "a1b2"}
+    record = {"minutes": 1.5, "finished": True, "machine": "two cores", "reads": reads}
+    (tmp_path / "TISS-Net" / "evaluating_record.json").write_text(json.dumps(record))
+    assert "not complete" not in said(tmp_path)
+    weights.write_text("trained on")
+    assert "TISS-Net is not complete: no finished evaluation of TISS-Net." in said(tmp_path)
 
 
 def test_missing_cases_other_protocols_and_a_single_run_are_said(tmp_path):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from tissnet_components.report.statistics import compare, holm, interval, rank_correlation
+from tissnet_components.report.statistics import compare, correlation_interval, holm, interval, rank_correlation
 
 
 def cases(*values):
@@ -41,8 +41,9 @@ def test_cases_that_either_lacks_are_left_out_and_the_pairs_counted():
     assert (found.pairs, found.difference) == (2, 3)
 
 
-def test_no_difference_at_all_is_no_evidence():
-    found = compare(cases(1, 2, 3), cases(1, 2, 3))
+@pytest.mark.parametrize("count", [3, 100])  # SciPy has other ways for more than fifty
+def test_no_difference_at_all_is_no_evidence(count):
+    found = compare(cases(*range(count)), cases(*range(count)))
     assert (found.difference, found.low, found.high, found.t_test, found.wilcoxon) == (0, 0, 0, 1, 1)
 
 
@@ -74,3 +75,16 @@ def test_rank_correlation_is_one_for_the_same_order_and_missing_for_a_constant()
     assert rank_correlation([1, 2, 3, 9], [1, 4, 5, 6]) == pytest.approx(1)
     assert rank_correlation([3, 2, 1, math.nan], [1, 2, 3, 0]) == pytest.approx(-1)
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_the_interval_of_a_correlation_is_that_of_fishers_transform():
+    """Of Spearman's, with a variance of 1.06 / (n - 3) for many normal pairs (Fieller 1957)."""
+    one, noise = np.random.default_rng(1).normal(size=(2, 400))
+    found, middle = correlation_interval(one, one + noise), rank_correlation(one, one + noise)
+    error = 1.96 * math.sqrt(1.06 / 397)
+    assert found == pytest.approx([math.tanh(math.atanh(middle) + side * error) for side in (-1, 1)], abs=0.02)
+
+
+def test_the_same_order_has_a_sure_correlation_and_a_constant_none():
+    assert correlation_interval([1, 2, 3, math.nan], [1, 4, 9, 0]) == pytest.approx((1, 1))
+    assert all(map(math.isnan, correlation_interval([1, 1, 1], [1, 2, 3])))

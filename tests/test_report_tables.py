@@ -88,6 +88,17 @@ def test_a_row_may_show_another_stage_of_the_same_run():
     assert texts(table) == [["y_f", "80.00 ± 0.00"], ["y_r", "65.00 ± 7.07"]]
 
 
+def test_a_table_says_whose_segmentation_it_measures_where_it_is_not_fine():
+    rows = {"TISS-Net": ["a"], "no fine:refined": ["b"]}
+    notes = " ".join(result_table(Layout("Table 2", ["Input"], rows, ["dice"]), {}).notes)
+    assert "Segmentation of no fine: refined, coarse with its predicted mistakes flipped." in notes
+    rows = {"TISS-Net:perceptibility": ["a"], "TISS-Net (T2):perceptibility": ["b"]}
+    notes = " ".join(result_table(Layout("Table 1", ["Input"], rows, ["dice", "ssim"]), {}).notes)
+    assert "Segmentation of every row: perceptibility, the perceptor's of the synthetic image." in notes
+    for shown, metric in ((rows, "ssim"), ({"TISS-Net": ["a"]}, "dice")):
+        assert "Segmentation of" not in " ".join(result_table(Layout("t", ["Input"], shown, [metric]), {}).notes)
+
+
 def test_significant_differences_from_the_reference_are_marked():
     steady = run_with("steady", [0.60, 0.66, 0.69, 0.76], [4, 5, 6, 9.0])
     table = result_table(layout_of("poor", "steady", reference="poor"), runs_of(POOR, steady))

@@ -9,17 +9,10 @@ import pytest
 from cohort import write_cohort
 
 from tissnet_components import study as studies
+from tissnet_components.datasets.folds import fold_datalists
+from tissnet_components.report import slug
 from tissnet_components.report.html import report
-from tissnet_components.study import (
-    check_options,
-    command,
-    fold_datalists,
-    read_study,
-    slug,
-    study,
-    study_steps,
-    write_folds,
-)
+from tissnet_components.study import check_options, command, read_study, study, study_steps
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
 EXAMPLES = sorted((Path(__file__).parents[1] / "studies").glob("*.json"))
@@ -43,6 +36,20 @@ def write_study(folder, **changes):
     path = folder / "study.json"
     path.write_text(json.dumps(content | changes))
     return path
+
+
+@pytest.fixture
+def progress(monkeypatch):
+    """The study's progress lines."""
+    lines = []
+
+    class Kept(studies.tqdm):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            lines.append(self)
+
+    monkeypatch.setattr(studies, "tqdm", Kept)
+    return lines
 
 
 @pytest.fixture
@@ -114,11 +121,41 @@ def test_under_torchrun_the_bundles_overlays_for_several_processes_join(tmp_path
     assert "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run" in " ".join(command(step, 2))
 
 
+def test_a_bundle_without_overlays_for_several_processes_says_so(file, tmp_path):
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "train.json").write_text("{}")
+    write_study(tmp_path, bundle=str(tmp_path / "bundle"), rows=[{"name": "a"}])
+    with pytest.raises(ValueError, match=r"--processes 2 needs .*/configs/multi_gpu_train.json, which does not exist"):
+        steps_of(file, processes=2)
+
+
 def test_what_is_done_is_skipped(file, ran):
     study(str(file))
     ran.calls.clear()
     study(str(file))
     assert ran.calls == []
+
+
+def test_a_log_shows_what_runs_now(file, ran, monkeypatch, capsys):
+    shown, command_of_ran = [], studies.command
+    monkeypatch.setattr(
+        studies, "command", lambda *given: shown.append(capsys.readouterr().out) or command_of_ran(*given)
+    )
+    study(str(file))
+    assert [label in text for label, text in zip(ran.calls, shown, strict=True)] == [True] * 4
+
+
+def test_what_was_done_before_does_not_count_for_the_time_that_is_left(file, ran, progress):
+    study(str(file), only="real FLAIR")
+    study(str(file))
+    assert [(line.initial, line.n, line.total) for line in progress] == [(0, 2, 2), (2, 4, 4)]
+
+
+def test_the_number_of_epochs_is_known_from_the_configs(file, ran, progress):
+    write_study(file.parent, configs=["weights"], options={})
+    study(str(file), only="real FLAIR")
+    step = steps_of(file)[0]
+    assert studies._epoch(step) == "epoch 3/160"
 
 
 def test_only_the_rows_that_were_named_are_run(file, ran):
@@ -192,6 +229,26 @@ def test_a_study_that_is_terminated_takes_its_training_along(file, ran):
         os.kill(pid, 0)
 
 
+def test_the_minutes_are_kept_while_a_run_goes_on_and_added_up_over_its_starts(file, ran, monkeypatch):
+    """Each waiting takes 50 seconds and each start four waitings: kept after 100 seconds, and at the end."""
+    step, now, kept = steps_of(file)[0], [0], []
+
+    def wait(child, seconds):
+        kept.append(step.record["minutes"])
+        now[0] += 50
+        return None if len(kept) % 4 else child.wait()
+
+    monkeypatch.setattr(studies, "_wait", wait)
+    monkeypatch.setattr(studies.time, "monotonic", lambda: now[0])
+    ran.scripts[step.label] = "raise SystemExit('cut')"
+    with pytest.raises(SystemExit):
+        study(str(file), only="real FLAIR")
+    ran.scripts.clear()
+    study(str(file), only="real FLAIR")
+    assert kept[:8] == [0, 0, 1.67, 1.67, 3.33, 3.33, 5.0, 5.0]
+    assert step.record["minutes"] == 6.66
+
+
 def test_more_epochs_train_on_and_evaluate_again(file, ran):
     study(str(file), only="real FLAIR")
     ran.calls.clear()
@@ -207,6 +264,111 @@ def test_other_settings_for_weights_that_exist_are_refused_before_anything_runs(
     write_study(file.parent, options=options)
     with pytest.raises(ValueError, match=r"real FLAIR, training was begun with .*: give another --out, or remove"):
         study(str(file))
+    assert ran.calls == []
+
+
+def replace_patients(folder):
+    path = folder / "datalist.json"
+    path.write_text(path.read_text().replace("anna", "dora"))
+
+
+def test_a_training_does_not_go_on_with_other_patients(file, ran):
+    study(str(file), only="real FLAIR")
+    ran.calls.clear()
+    replace_patients(file.parent)
+    with pytest.raises(ValueError, match=r"training was begun with another content of .*datalist.json: give another"):
+        study(str(file))
+    assert ran.calls == []
+
+
+def test_patients_that_are_replaced_during_a_training_are_not_its_own(file, ran):
+    path = file.parent / "datalist.json"
+    ran.scripts["real FLAIR, training"] = f"open({str(path)!r}, 'a').write(' ')"
+    study(str(file), only="no consistency")
+    study(str(file), only="real FLAIR")
+    assert [step.state for step in steps_of(file)] == ["begun", "done", "begun", "begun"]
+
+
+@pytest.fixture
+def trains(ran, tmp_path):
+    """Makes the training of a row leave weights of some content."""
+
+    def leave(row, name, content):
+        weights = tmp_path / "out" / "models" / f"{name}.pt"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        ran.scripts[f"{row}, training"] = f"open({str(weights)!r}, 'w').write({content!r})"
+
+    return leave
+
+
+def test_a_network_that_trained_on_is_evaluated_again_wherever_it_is(file, ran, trains):
+    rows = [{"name": "TISS-Net"}, {"name": "on validation", "train": False, "options": {"model_name": "TISS-Net"}}]
+    for epochs in (3, 5):
+        write_study(file.parent, rows=[rows[0] | {"options": {"epochs": epochs}}, rows[1]])
+        trains("TISS-Net", "TISS-Net", f"after {epochs} epochs")
+        ran.calls.clear()
+        study(str(file))
+    assert ran.calls == ["TISS-Net, training", "TISS-Net, evaluating", "on validation, evaluating"]
+
+
+def test_a_network_does_not_go_on_with_another_perceptor(file, ran, trains, capsys):
+    trains("real FLAIR", "perceptor", "first")
+    study(str(file))
+    ran.calls.clear()
+    trains("real FLAIR", "perceptor", "second")
+    rows = json.loads(file.read_text())["rows"]
+    rows[0]["options"]["epochs"] = 5
+    write_study(file.parent, rows=rows)
+    with pytest.raises(SystemExit):
+        study(str(file))
+    assert ran.calls == ["real FLAIR, training", "real FLAIR, evaluating"]
+    assert "no consistency, training: was begun with another content of" in capsys.readouterr().err
+
+
+def test_a_training_that_failed_for_want_of_a_perceptor_goes_on_with_it(file, ran, trains):
+    ran.scripts["real FLAIR, training"] = ran.scripts["no consistency, training"] = "raise SystemExit('no')"
+    with pytest.raises(SystemExit):
+        study(str(file))
+    ran.scripts.clear()
+    ran.calls.clear()
+    trains("real FLAIR", "perceptor", "first")
+    study(str(file))
+    assert len(ran.calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "training", "evaluating"),
+    [
+        pytest.param({}, ["perceptor"], ["perceptor", "a"], id="TISS-Net"),
+        pytest.param({"configs": ["direct_segmentation"]}, [], ["a"], id="direct segmentation"),
+        pytest.param(
+            {"configs": ["direct_segmentation", "comparators/pgan"]},
+            ["pgan_generator"],
+            ["pgan_generator", "a"],
+            id="of a generator",
+        ),
+        pytest.param({"configs": ["ablations/no_perceptibility"]}, [], ["perceptor", "a"], id="by its config"),
+        pytest.param(
+            {"options": {"+loss_weights": {"perceptibility": 0}}}, [], ["perceptor", "a"], id="by its options"
+        ),
+    ],
+)
+def test_a_run_knows_which_weights_it_reads(file, row, training, evaluating):
+    write_study(file.parent, rows=[{"name": "a", **row}])
+    models = file.parent / "out" / "models"
+    for step, names in zip(steps_of(file), (training, evaluating), strict=True):
+        assert step.reads == [file.parent / "datalist.json", *(models / f"{name}.pt" for name in names)]
+
+
+def test_a_record_that_does_not_say_what_was_read_counts_as_done(file, ran):
+    study(str(file))
+    for record in (file.parent / "out").rglob("*_record.json"):
+        content = json.loads(record.read_text())
+        del content["reads"]
+        record.write_text(json.dumps(content))
+    replace_patients(file.parent)
+    ran.calls.clear()
+    study(str(file))
     assert ran.calls == []
 
 
@@ -247,6 +409,15 @@ def test_a_study_may_start_from_another_one(file, tmp_path):
     assert (content["options"], content["out"]) == ({"epochs": 1}, str(tmp_path / "less"))
 
 
+def test_the_paths_of_a_base_start_at_its_own_folder(file, tmp_path):
+    write_study(tmp_path, datalists=["a.json"])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "smaller.json").write_text(json.dumps({"base": "../study.json", "dataset_dir": "data"}))
+    content = read_study(tmp_path / "sub" / "smaller.json")
+    assert (content["out"], content["datalists"]) == (str(tmp_path / "out"), [str(tmp_path / "a.json")])
+    assert content["dataset_dir"] == str(tmp_path / "sub" / "data")
+
+
 def test_the_configs_of_all_rows_lie_over_those_of_a_row_and_a_rows_options_over_those_of_all(file):
     rows = [{"name": "a", "configs": ["direct_segmentation"], "options": {"epochs": 7}}]
     write_study(file.parent, rows=rows, configs=["wide"])
@@ -278,63 +449,6 @@ def test_folds_run_one_after_the_other_with_weights_of_their_own(file, ran):
     assert {step.settings["ckpt_dir"].rpartition("/")[2] for step in steps_of(file)} == {"fold_1", "fold_2", "fold_3"}
 
 
-def patients(datalist, section):
-    return [case["case"] for case in json.loads(Path(datalist).read_text())[section]]
-
-
-@pytest.fixture
-def twelve(tmp_path):
-    """Twelve patients in three sections; the first has two time points."""
-    names = [f"BraTS-GLI-{number:05}-000" for number in range(12)] + ["BraTS-GLI-00000-001"]
-    cases = [{"case": name, "image": f"{name}.nii"} for name in names]
-    sections = {"training": cases[:8], "validation": cases[8:10], "test": cases[10:]}
-    path = tmp_path / "datalist.json"
-    path.write_text(json.dumps({"sources": ["t2"], "simulated": True, **sections}))
-    return path
-
-
-def test_every_patient_is_tested_exactly_once(twelve, tmp_path):
-    files = write_folds(twelve, tmp_path / "folds", 4)
-    assert list(files) == ["fold_1", "fold_2", "fold_3", "fold_4"]
-    tested = [name for file in files.values() for name in patients(file, "test")]
-    assert len(tested) == len(set(tested)) == 13
-
-
-def test_no_patient_stands_in_two_sections_and_time_points_stay_together(twelve, tmp_path):
-    for file in write_folds(twelve, tmp_path / "folds", 4, validation=2).values():
-        groups = [{name[:15] for name in patients(file, section)} for section in ("training", "validation", "test")]
-        assert [len(group) for group in groups] == [7, 2, 3]
-        assert len(set.union(*groups)) == 12
-
-
-def test_the_seed_decides_the_folds_and_their_files_point_to_the_scans(twelve, tmp_path):
-    first, again, other = (
-        write_folds(twelve, tmp_path / name, 4, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
-    assert Path(first["fold_1"]).read_bytes() == Path(again["fold_1"]).read_bytes()
-    assert patients(first["fold_1"], "test") != patients(other["fold_1"], "test")
-    content = json.loads(Path(first["fold_1"]).read_text())
-    assert content["simulated"] is True
-    assert content["test"][0]["image"] == [str(tmp_path / f"{content['test'][0]['case']}.nii")]
-
-
-def test_folds_that_were_made_otherwise_are_not_overwritten(twelve, tmp_path):
-    write_folds(twelve, tmp_path / "folds", 4)
-    with pytest.raises(ValueError, match=r"fold_1.json was made from another datalist, seed or number of folds"):
-        write_folds(twelve, tmp_path / "folds", 4, seed=1)
-
-
-@pytest.mark.parametrize(("folds", "validation"), [(13, 1), (1, 1), (2, 6), (4, 0)], ids=str)
-def test_folds_that_patients_do_not_suffice_for_are_refused(twelve, tmp_path, folds, validation):
-    with pytest.raises(ValueError, match=f"12 patients in .* cannot give {folds} folds with {validation}"):
-        write_folds(twelve, tmp_path / "folds", folds, validation=validation)
-
-
-def test_a_missing_datalist_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.json does not exist"):
-        write_folds(tmp_path / "nowhere.json", tmp_path / "folds", 4)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -350,8 +464,48 @@ def test_a_missing_datalist_is_named(tmp_path):
         pytest.param(
             {"rows": [{"name": "a", "options": {"epohcs": 3}}]}, "a, training: no config has the option", id="of a row"
         ),
+        pytest.param(
+            {"rows": [{"name": "a", "options": {"model_name": "b"}}, {"name": "b"}]},
+            "a, training and b, training would both write .*/out/models/b.pt: give one row another model_name",
+            id="two trainings of one network",
+        ),
         pytest.param({"configs": ["ablations/nothing"]}, "nothing.json does not exist", id="no such config"),
+        pytest.param({"rows": 3}, "'rows' of study .* is 3, expected a list", id="rows that are a number"),
+        pytest.param({"rows": [{"name": 3}]}, "'name' of a row of study .* is 3, expected a text", id="no name"),
+        pytest.param({"options": ["epochs"]}, r"'options' of study .* expected an object", id="a list of options"),
+        pytest.param({"rows": [{"name": "a", "options": None}]}, "'options' of a row .* is None, expected", id="null"),
+        pytest.param({"configs": "direct_segmentation"}, "'configs' of study .* expected a list of texts", id="a text"),
+        pytest.param({"base": "study.json"}, "study.json is its own base", id="a base of itself"),
         pytest.param({"report": {"methods": ["b"]}}, "the row 'b', which the study does not have", id="report"),
+        pytest.param(
+            {"report": {"tables": [{"title": "t", "head": ["a"], "rows": ["real FLAIR"]}]}},
+            "'rows' of a table of report is .* expected an object",
+            id="a table's rows",
+        ),
+        pytest.param({"report": {"pictures": {}}}, "'pictures' of report is {}, expected a list", id="no list"),
+        pytest.param({"report": {"pictures": [{"rows": []}]}}, "report's pictures lacks 'title'", id="no title"),
+        pytest.param({"report": {"pictures": [{"title": "a"}]}}, "report's pictures lacks 'rows'", id="no rows shown"),
+        pytest.param({"report": {"curves": [{"rows": {}}]}}, "report's curves lacks 'x'", id="no parameter"),
+        pytest.param(
+            {"report": {"curves": [{"x": "a", "rows": ["real FLAIR"]}]}}, "'rows' of .* curves is", id="no values"
+        ),
+        pytest.param(
+            {"report": {"curves": [{"x": "a", "rows": {"real FLAIR": "5"}}]}},
+            "report's curve 'a' needs a number for 'real FLAIR', not '5'",
+            id="a text as value",
+        ),
+        pytest.param(
+            {"rows": [{"name": "a", "evaluate": False}, {"name": "b"}], "report": {"reference": "a"}},
+            "report asks in reference for the row 'a', which the study does not have, or not evaluate: ",
+            id="a reference that is not evaluated",
+        ),
+        *(
+            pytest.param(
+                {"rows": [{"name": name}]}, f"calls a row '{name}', like a file of its own", id=f"a row {name}"
+            )
+            for name in ("models", "folds", "fold_12", "report", "study.json")
+        ),
+        pytest.param({"report": {"alarm": {"agreement": 0.5}}}, "report's alarm lacks 'dice'", id="no bad Dice"),
         pytest.param({"report": {"table": []}}, "report has the unknown key 'table'", id="report's key"),
     ],
 )

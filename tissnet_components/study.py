@@ -2,13 +2,13 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -17,35 +17,42 @@ from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
+from monai.bundle.utils import merge_kv
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from tissnet_components.datasets.brats import patient_of
-from tissnet_components.datasets.cases import SECTIONS, load_datalist
-from tissnet_components.report import write_whole
-from tissnet_components.report.layouts import check_report
+from tissnet_components.datasets.folds import fold_datalists
+from tissnet_components.report import digest, slug, to_json, write_whole
+from tissnet_components.report.layouts import check_keys, check_report, evaluated
 
-ROW_KEYS = ("configs", "options", "evaluation_configs", "evaluation_options")  # of a row, and of all rows
-STUDY_KEYS = (
-    "base",
-    "title",
-    "bundle",
-    "dataset_dir",
-    "out",
-    "folds",
-    "datalists",
-    "validation",
-    "seed",
-    "rows",
-    "report",
-)
+ROW_KEYS = {  # of a row, and of all rows
+    "configs": list[str],
+    "options": dict,
+    "evaluation_configs": list[str],
+    "evaluation_options": dict,
+}
+STUDY_KEYS = {
+    "base": str,
+    "title": str,
+    "bundle": str,
+    "dataset_dir": str,
+    "out": str,
+    "folds": int,
+    "datalists": list[str],
+    "validation": int,
+    "seed": int,
+    "rows": list,
+    "report": dict,
+}
+PATHS = ("base", "bundle", "dataset_dir", "out")
 REQUIRED_KEYS = ("bundle", "dataset_dir", "out", "rows")
 STEPS = {  # the bundle's entry points -> their configs, and those that torchrun needs
     "training": (["train"], ["multi_gpu_train"]),
     "evaluating": (["train", "evaluate"], ["multi_gpu_train", "multi_gpu_evaluate"]),
 }
 DOES = {"training": "train", "evaluating": "evaluate"}  # a row's keys
+OWN = re.compile(r"models|folds|fold_\d+|report|study\.json")  # what lies beside the folders of rows
 STARTED = "=== started "
 FINISHED_EPOCH = re.compile(r"Epoch\[(\d+)\] Complete")
 
@@ -60,6 +67,8 @@ class Step:
     folder: Path
     configs: list[str]
     settings: dict
+    built_on: list[str]  # weights of other rows
+    epochs: int
 
     @property
     def overlay(self) -> Path:
@@ -71,25 +80,37 @@ class Step:
         return self.folder / f"{self.kind}.txt"
 
     @property
+    def weights(self) -> Path:
+        """What a training writes and an evaluation reads."""
+        return Path(self.settings["ckpt_dir"], f"{self.settings['model_name']}.pt")
+
+    @property
     def record(self) -> dict:
-        """The configs and settings it was started with, the minutes so far, and whether it is finished."""
+        """What it was started with, the minutes so far, and whether it is finished."""
         file = self.folder / f"{self.kind}_record.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
-    def keep(self, minutes: float, finished: bool) -> None:
-        record = {"minutes": round(minutes, 2), "finished": finished, "machine": machine(), **self.what}
+    def keep(self, minutes: float, finished: bool, what: Mapping) -> None:
+        record = {"minutes": round(minutes, 2), "finished": finished, "machine": machine(), **what}
         write_whole(self.folder / f"{self.kind}_record.json", to_json(record))
 
     @property
     def what(self) -> dict:
-        return {"configs": self.configs, "settings": self.settings}
+        """Configs, settings, and the content of the files that it builds on."""
+        return {"configs": self.configs, "settings": self.settings, "reads": {str(f): digest(f) for f in self.reads}}
+
+    @property
+    def reads(self) -> list[Path]:
+        own = [self.weights] if self.kind == "evaluating" else []
+        return [Path(self.settings["datalist"]), *map(Path, self.built_on), *own]
 
     @property
     def state(self) -> str:
-        record = self.record
+        record, what = self.record, self.what
         if not record:
             return "to do"
-        return "done" if record["finished"] and record.items() >= self.what.items() else "begun"
+        known = {"reads": what["reads"], **record}  # records of 0.1 do not say what was read: it counts as unchanged
+        return "done" if record["finished"] and known.items() >= what.items() else "begun"
 
 
 def study(
@@ -123,9 +144,11 @@ def study(
     datalists = fold_datalists(content)
     steps = list(study_steps(content, datalists, processes))
     check_options(content, steps)
+    check_weights(steps)
     steps = chosen_steps(steps, only)
     for step in steps:
-        check_unchanged(step)
+        if reason := refusal(step):
+            raise ValueError(f"{step.label} {reason}")
     if dry_run:
         print_steps(steps)
         return
@@ -149,71 +172,16 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     if missing := [key for key in REQUIRED_KEYS if not given.get(key)]:
         raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/study.md lists the keys")
     for row in given["rows"]:
-        _check_keys(row, ("name", "train", "evaluate", *ROW_KEYS), f"a row of study {file}")
+        check_keys(row, {"name": str, "train": bool, "evaluate": bool} | ROW_KEYS, f"a row of study {file}")
     names = [slug(row.get("name", "")) for row in given["rows"]]
     if "" in names or len(set(names)) < len(names) or any(set(row["name"]) & set(",:") for row in given["rows"]):
         raise ValueError(f"the rows of study {file} need different names, without comma and colon; found {names}")
-    check_report(given.get("report", {}), [row["name"] for row in given["rows"]])
-    paths = {key: abspath(file.parent / given[key]) for key in ("bundle", "dataset_dir", "out")}
-    if not Path(paths["bundle"], "configs", "train.json").is_file():
-        raise ValueError(f"{paths['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
-    datalists = [abspath(file.parent / path) for path in given.get("datalists", [])]
-    return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, **given, **paths, "datalists": datalists}
-
-
-def fold_datalists(content: Mapping) -> dict[str, str]:
-    """Fold -> its datalist: those of the study, or K made from the data's own; without folds, the name is empty."""
-    if content["datalists"]:
-        return {f"fold_{number}": path for number, path in enumerate(content["datalists"], start=1)}
-    whole = Path(content["dataset_dir"], "datalist.json")
-    if not content["folds"]:
-        return {"": str(whole)}
-    return write_folds(whole, Path(content["out"], "folds"), content["folds"], content["seed"], content["validation"])
-
-
-def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validation: int = 1) -> dict[str, str]:
-    """Write `fold_1.json`... for a cross-validation in which every patient is tested exactly once.
-
-    The patients of all sections are shuffled by the seed and dealt to the folds; in each fold the validation patients
-    are drawn by the seed from those that it does not test, and the others train. A patient's time points stay together.
-
-    Args:
-        datalist: any datalist; its sections are not kept.
-        folder: for the new ones, whose paths are absolute.
-        folds: how many, at least 2.
-        validation: patients per fold, at least 1.
-
-    Returns:
-        fold -> file.
-
-    Raises:
-        ValueError: a bad datalist, too few patients, or folds in the folder that were made otherwise.
-    """
-    try:
-        content = json.loads(datalist.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {}  # load_datalist says what is wrong
-    filled = [section for section in SECTIONS if content.get(section)] or SECTIONS[:1]
-    cases = [case for section in filled for case in load_datalist(datalist, section)]
-    patients = sorted({patient_of(case["case"]) for case in cases})
-    if folds < 2 or validation < 1 or len(patients) < folds or len(patients) - -(-len(patients) // folds) <= validation:
-        raise ValueError(
-            f"{len(patients)} patients in {datalist} cannot give {folds} folds with {validation} for validation each"
-        )
-    random.Random(seed).shuffle(patients)
-    files = {}
-    for fold in range(folds):
-        tested = patients[fold::folds]
-        validated = random.Random(f"{seed} {fold}").sample(
-            [name for name in patients if name not in tested], validation
-        )
-        section_of = dict.fromkeys(tested, "test") | dict.fromkeys(validated, "validation")
-        chosen = {
-            section: [case for case in cases if section_of.get(patient_of(case["case"]), "training") == section]
-            for section in SECTIONS
-        }
-        files[f"fold_{fold + 1}"] = _write_unchanged(folder / f"fold_{fold + 1}.json", content | chosen)
-    return files
+    if own := [name for name in names if OWN.fullmatch(name)]:
+        raise ValueError(f"study {file} calls a row {own[0]!r}, like a file of its own in 'out'; give it another name")
+    check_report(given.get("report", {}), evaluated(given))
+    if not Path(given["bundle"], "configs", "train.json").is_file():
+        raise ValueError(f"{given['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
+    return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, "datalists": [], **given}
 
 
 def study_steps(content: Mapping, datalists: Mapping[str, str], processes: int = 1) -> Iterator[Step]:
@@ -249,44 +217,64 @@ def check_options(content: Mapping, steps: Sequence[Step]) -> None:
         raise ValueError(f"no config of any row has the option {unknown[0]!r}; mend 'options' in the study")
 
 
-def check_unchanged(step: Step) -> None:
-    """Refuse to mix: a training that was begun goes on only with its own settings, but for more epochs."""
-    record = step.record
+def check_weights(steps: Sequence[Step]) -> None:
+    """Refuse two trainings of the same weights: the second would find them finished, and train nothing."""
+    trainings: dict[Path, Step] = {}
+    for step in steps:
+        if step.kind == "training" and (other := trainings.setdefault(step.weights, step)) is not step:
+            raise ValueError(
+                f"{other.label} and {step.label} would both write {step.weights}: give one row another model_name, or "
+                f'"train": false to evaluate the weights of the other'
+            )
+
+
+def refusal(step: Step) -> str:
+    """Why a training would mix: one that was begun goes on only with what it began with, but for more epochs."""
+    record, what = step.record, step.what
     if step.kind != "training" or not record:
-        return
-    old, new = ({**run["settings"], "configs": run["configs"]} for run in (record, step.what))
+        return ""
+    old, new = ({**run["settings"], "configs": run["configs"]} for run in (record, what))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if changed and not (changed == ["epochs"] and new.get("epochs", 0) > old.get("epochs", 0)):
-        key = changed[0]
-        raise ValueError(
-            f"{step.label} was begun with {key} {old.get(key)}, now it is {new.get(key)}: give another --out, or "
-            f"remove {step.folder} and its weights {new['ckpt_dir']}/{new['model_name']}*.pt"
-        )
+    found = [f"{key} {old.get(key)}, now it is {new.get(key)}" for key in changed]
+    if changed == ["epochs"] and new.get("epochs", 0) > old.get("epochs", 0):
+        found = []
+    read = {file: content for file, content in record.get("reads", {}).items() if content}
+    found += [f"another content of {file}" for file, now in what["reads"].items() if read.get(file, now) != now]
+    cure = f"give another --out, or remove {step.folder} and its weights {step.weights.with_suffix('')}*.pt"
+    return f"was begun with {found[0]}: {cure}" if found else ""
 
 
 def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[str]:
     """Run what is not done, with a progress line; returns what failed and why."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no training may outlive the study
     failed: dict[Path, str] = {}
-    with tqdm(total=len(steps), desc="study", unit="run", file=sys.stdout, dynamic_ncols=True) as progress:
+    done = [step for step in steps if step.state == "done"]
+    shown = {"desc": "study", "unit": "run", "file": sys.stdout, "dynamic_ncols": True}
+    with tqdm(total=len(steps), initial=len(done), **shown) as progress:
         for step in steps:
             if (
                 step.state != "done"
                 and step.folder not in failed
-                and (reason := run_step(step, bundle, processes, progress))
+                and (reason := refusal(step) or run_step(step, bundle, processes, progress))
             ):
                 failed[step.folder] = f"{step.label}: {reason}; log: {step.log}"
                 progress.write(f"failed: {failed[step.folder]}")
-            progress.update()
+            progress.update(step not in done)
     return list(failed.values())
 
 
 def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
     """Run one step to its end, its output going to its log; returns why it failed, or nothing."""
-    minutes, started = step.record.get("minutes", 0), time.monotonic()
+    begun, what, status = time.monotonic() - 60 * step.record.get("minutes", 0), step.what, None
     write_whole(step.overlay, to_json(step.settings))
-    step.keep(minutes, finished=False)
-    status = None
+
+    def keep() -> float:
+        minutes = (time.monotonic() - begun) / 60
+        step.keep(minutes, status == 0, what)
+        return minutes
+
+    kept = keep()
+    progress.set_postfix_str(step.label)
     with step.log.open("a") as log:
         print(f"{STARTED}{time.ctime()}: {step.label}", file=log, flush=True)
         child = subprocess.Popen(command(step, processes), cwd=bundle, stdout=log, stderr=log, env=_environment())
@@ -294,13 +282,15 @@ def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
             while status is None:
                 progress.set_postfix_str(f"{step.label} {_epoch(step)}".strip(), refresh=sys.stdout.isatty())
                 status = _wait(child, seconds=1)
+                if time.monotonic() - begun > 60 * (kept + 1):  # a machine that loses power says nothing at the end
+                    kept = keep()
         except KeyboardInterrupt:
             child.terminate()  # torchrun ends its processes then
             _wait(child, seconds=20)
             raise SystemExit("stopped; the same command goes on where it stopped") from None
         finally:
             child.kill()
-            step.keep(minutes + (time.monotonic() - started) / 60, finished=status == 0)
+            keep()
     return "" if status == 0 else _reason(step.log, status)
 
 
@@ -328,15 +318,6 @@ def machine() -> str:
     return f"{os.cpu_count()} CPU cores, {gpu}, PyTorch {version('torch')}, MONAI {version('monai')}"
 
 
-def slug(name: str) -> str:
-    """A row's name as that of its folder and weights."""
-    return re.sub(r"[^\w.+-]+", "_", str(name)).strip("_.")
-
-
-def to_json(content: object) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def print_steps(steps: Sequence[Step]) -> None:
     table = Table("run", "configs", "state", "minutes")
     for step in steps:
@@ -344,45 +325,55 @@ def print_steps(steps: Sequence[Step]) -> None:
     Console().print(table)
 
 
-def _read_with_base(file: Path) -> dict:
-    """A study's own keys, over those of the study that it starts from."""
+def _read_with_base(file: Path, derived: Sequence[Path] = ()) -> dict:
+    """A study's own keys, paths absolute, over those of the study that it starts from."""
+    if file in derived:
+        raise ValueError(f"study {file} is its own base; mend 'base'")
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
-    _check_keys(given, (*STUDY_KEYS, *ROW_KEYS), f"study {file}")
+    check_keys(given, STUDY_KEYS | ROW_KEYS, f"study {file}")
+    given |= {key: abspath(file.parent / given[key]) for key in PATHS if given.get(key)}
+    given |= {"datalists": [abspath(file.parent / path) for path in given["datalists"]]} if "datalists" in given else {}
     base = given.pop("base", None)
-    return {**_read_with_base(file.parent / base), **given} if base else given
-
-
-def _check_keys(given: object, known: Sequence[str], where: str) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/study.md shows one")
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    return {**_read_with_base(Path(base), [*derived, file]), **given} if base else given
 
 
 def _folders(content: Mapping, datalists: Mapping[str, str]) -> dict[str, list[str]]:
     """Row -> folders of its evaluations below `out`, from which the report knows what is missing."""
-    rows = [row["name"] for row in content["rows"] if row.get("evaluate", True)]
-    return {name: [Path(slug(name), fold).as_posix() for fold in datalists] for name in rows}
+    return {name: [Path(slug(name), fold).as_posix() for fold in datalists] for name in evaluated(content)}
 
 
 def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, processes: int) -> Step:
     base, parallel = STEPS[kind]
     label = ", ".join(part for part in (row["name"], fold.replace("_", " "), kind) if part)
     configs = [*base, *map(_config_name, _listed(kind, "configs", row, content))]
-    configs += parallel if processes > 1 else []
+    if processes > 1:
+        configs += parallel
+        files = [Path(content["bundle"], "configs", f"{name}.json") for name in parallel]
+        if absent := [file for file in files if not file.is_file()]:
+            raise ValueError(f"--processes {processes} needs {absent[0]}, which does not exist: leave --processes out")
     folder = Path(content["out"], slug(row["name"]), fold)
+    ids = _ids(content["bundle"], tuple(configs))
     settings = {
         "model_name": slug(row["name"]),
-        **_options(kind, row, content, _ids(content["bundle"], tuple(configs)), label),
+        **_options(kind, row, content, ids, label),
         "dataset_dir": content["dataset_dir"],
         "datalist": datalist,
         "ckpt_dir": str(Path(content["out"], "models", fold)),
         "output_dir": str(folder / "training" if kind == "training" else folder),
     }
-    return Step(kind, row["name"], label, folder, configs, settings)
+    return Step(
+        kind,
+        row["name"],
+        label,
+        folder,
+        configs,
+        settings,
+        _built_on(ids, settings),
+        settings.get("epochs", ids["epochs"]),
+    )
 
 
 def _listed(kind: str, key: str, *levels: Mapping) -> list:
@@ -403,6 +394,16 @@ def _options(kind: str, row: Mapping, content: Mapping, ids: ConfigParser, label
     return {key: value for key, value in common.items() if key.lstrip("+") in ids} | own
 
 
+def _built_on(ids: ConfigParser, settings: Mapping) -> list[str]:
+    """The weights of other rows, perceptor and generator, that merged configs read under these settings."""
+    parser = ConfigParser(deepcopy(ids.get()))
+    for key, value in settings.items():
+        merge_kv(parser, key, value)
+    perceived = parser.get("perceptor") is not None and not parser.get_parsed_content("perceptor_disabled")
+    read = ["perceptor_path"] * perceived + ["generator_path"] * ("generator_path" in parser)
+    return [str(parser.get_parsed_content(key)) for key in read]
+
+
 def _config_name(name: str) -> str:
     return name.removeprefix("configs/").removesuffix(".json")
 
@@ -416,12 +417,6 @@ def _ids(bundle: str, configs: tuple[str, ...]) -> ConfigParser:
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
     return parser
-
-
-def _write_unchanged(file: Path, content: dict) -> str:
-    if file.is_file() and file.read_bytes() != to_json(content):
-        raise ValueError(f"{file} was made from another datalist, seed or number of folds; give another --out")
-    return str(write_whole(file, to_json(content)))
 
 
 def _environment() -> dict[str, str]:
@@ -438,7 +433,7 @@ def _wait(child: subprocess.Popen, seconds: float) -> int | None:
 
 def _epoch(step: Step) -> str:
     epochs = FINISHED_EPOCH.findall(_last_start(step.log)) if step.kind == "training" else []
-    return f"epoch {epochs[-1]}/{step.settings.get('epochs', '?')}" if epochs else ""
+    return f"epoch {epochs[-1]}/{step.epochs}" if epochs else ""
 
 
 def _reason(log: Path, status: int) -> str:

@@ -1,8 +1,12 @@
 """Tables and figures of finished runs."""
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 
@@ -35,3 +39,24 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
     with whole(path) as unfinished:
         unfinished.write_bytes(content)
     return Path(path)
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's content; nothing without the file."""
+    path = Path(path)
+    return _digest(path, path.stat().st_mtime_ns) if path.is_file() else ""
+
+
+@cache
+def _digest(path: Path, modified_ns: int) -> str:
+    """Once for each content: a study asks for the same weights again and again."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def to_json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def slug(name: str) -> str:
+    """A row's name as that of its folder and weights."""
+    return re.sub(r"[^\w.+-]+", "_", str(name)).strip("_.")

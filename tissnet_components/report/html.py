@@ -3,15 +3,24 @@
 import base64
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from . import formats, plots, write_whole
-from .layouts import case_table, layouts_of, pictured, provenance_table, slices_of
-from .runs import Run, notes, read_runs, simulated, study_of
+from .layouts import (
+    case_table,
+    check_report,
+    evaluated,
+    layouts_of,
+    pictured,
+    provenance_table,
+    quality_table,
+    slices_of,
+)
+from .runs import Run, notes, read_runs, records_of, simulated, study_of
 from .tables import Layout, Table, comparable, comparison_table, comparisons, result_table, run_of
 
 CASES = " The cases are those at the 90th, 50th and 10th percentile of the Dice of {}."
@@ -82,20 +91,22 @@ def report(
     overviews = sorted(path for root in roots for path in root.rglob("*_overview.png"))
     if not found and not overviews:
         raise ValueError(f"nothing to report below {', '.join(map(str, roots))}: no cases.csv; evaluate a bundle first")
-    study = next((study_of(root) for root in roots if study_of(root)), {})
+    home = next((root for root in roots if study_of(root)), roots[0])
+    study = study_of(home)
     names = list(dict.fromkeys([*study.get("runs", {}), *found]))
     if reference and reference not in found:
         raise ValueError(f"there is no evaluation of {reference!r} to compare with; there are {list(found)}")
     wanted = study.get("report", {})
+    check_report(wanted, evaluated(study))
     layouts = layouts_of(wanted, names, found, reference) if found else []
     content = {
         "title": title or study.get("title", "TISS-Net report"),
         "simulated": any(map(simulated, roots)),
         "notes": notes(found, roots, _side_by_side(wanted, layouts)),
-        "tables": [table for layout in layouts for table in _tables(layout, found)],
+        "tables": [table for layout in layouts for table in _tables(layout, found)] + _quality(wanted, found),
         "figures": list(_figures(wanted, found, layouts)),
         "cases": case_table(_methods(wanted, found)) if found else None,
-        "provenance": provenance_table(study, found) if study else None,
+        "provenance": provenance_table(study, records_of(home, study)) if study else None,
     }
     page = _template().render(
         **content, pictures=[_picture(path, roots) for path in overviews[:max_pictures]], pictures_found=len(overviews)
@@ -133,6 +144,16 @@ def _tables(layout: Layout, runs: Mapping[str, Run]) -> list[Table]:
     return [result_table(layout, runs, compared), *([behind] if behind else [])]
 
 
+def _ranking(methods: Iterable[Run]) -> list[Run]:
+    """The runs that have a guess of their quality."""
+    return [run for run in methods if run.has(f"{plots.stage(run)}_dice") and any(map(run.has, plots.QUALITIES))]
+
+
+def _quality(wanted: Mapping, runs: Mapping[str, Run]) -> list[Table]:
+    ranking = _ranking(_methods(wanted, runs).values())
+    return [quality_table(ranking, wanted.get("alarm", {}))] if ranking else []
+
+
 def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]) -> Iterator[Shown]:
     for figure in pictured(wanted, runs):
         lines = ", the label in yellow and the segmentation in green" if figure["contours"] else ""
@@ -156,7 +177,7 @@ def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]
         yield _shown("Tumor volume", VOLUMES, plots.volume_agreement(methods))
     if doubting := [run for run in methods if run.calibration is not None]:
         yield _shown("Does a high predicted error mean a real error?", CALIBRATION, plots.error_calibration(doubting))
-    if ranking := [run for run in methods if any(map(run.has, plots.QUALITIES))]:
+    if ranking := _ranking(methods):
         yield _shown("If the worst cases go to a human", REFERRAL, plots.referral(ranking))
 
 
@@ -176,26 +197,30 @@ def _shown(title: str, caption: str, figure: Figure) -> Shown:
 def _write_files(folder: Path, content: Mapping) -> None:
     """Tables as CSV and LaTeX, figures as PNG, and report.md, which shows them."""
     tables = [*content["tables"], *filter(None, [content["cases"], content["provenance"]])]
-    for table in tables:
-        write_whole(folder / "tables" / f"{_slug(table.title)}.csv", formats.to_csv(table).encode())
-        write_whole(folder / "tables" / f"{_slug(table.title)}.tex", formats.to_latex(table).encode())
-    for figure in content["figures"]:
-        write_whole(folder / "figures" / f"{_slug(figure.title)}.png", figure.png)
+    for name, table in zip(_file_names(tables), tables, strict=True):
+        write_whole(folder / "tables" / f"{name}.csv", formats.to_csv(table).encode())
+        write_whole(folder / "tables" / f"{name}.tex", formats.to_latex(table).encode())
+    figures = dict(zip(_file_names(content["figures"]), content["figures"], strict=True))
+    for name, figure in figures.items():
+        write_whole(folder / "figures" / f"{name}.png", figure.png)
     simulated_note = ["**Simulated data.** The numbers say that the software works, not how it performs on patients."]
     parts = [
         f"# {content['title']}",
         *simulated_note * content["simulated"],
         *content["notes"],
         *map(formats.to_markdown, content["tables"]),
-        *(f"**{f.title}**\n\n![{f.title}](figures/{_slug(f.title)}.png)\n\n{f.caption}" for f in content["figures"]),
+        *(f"**{f.title}**\n\n![{f.title}](figures/{name}.png)\n\n{f.caption}" for name, f in figures.items()),
         *map(formats.to_markdown, filter(None, [content["cases"], content["provenance"]])),
         "For research; not a medical device.",
     ]
     write_whole(folder / "report.md", ("\n\n".join(part.rstrip() for part in parts) + "\n").encode())
 
 
-def _slug(title: str) -> str:
-    return re.sub(r"\W+", "_", title.lower()).strip("_")
+def _file_names(shown: Sequence[Table | Shown]) -> list[str]:
+    """Titles as names of files; those that come again are numbered."""
+    names = [re.sub(r"\W+", "_", item.title.lower()).strip("_") for item in shown]
+    counts = [names[:index].count(name) + 1 for index, name in enumerate(names)]
+    return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
 
 
 def _picture(path: Path, roots: Sequence[Path]) -> dict[str, str]:

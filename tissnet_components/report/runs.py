@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from . import digest, slug
+
 FOLD = re.compile(r"fold_\d+")
 CALIBRATION = ("error_from", "error_to", "voxels", "predicted", "mistakes")
 
@@ -24,7 +26,6 @@ class Run:
         cases: case -> metric -> value, NaN where missing.
         folders: case -> the folder of its pictures.
         calibration: (10, 5), the columns of CALIBRATION, summed over cases; None without an error map.
-        minutes, machine: what a study wrote down about training and evaluation; NaN and nothing otherwise.
     """
 
     name: str
@@ -32,8 +33,6 @@ class Run:
     cases: dict[str, dict[str, float]]
     folders: dict[str, Path] = field(default_factory=dict)
     calibration: np.ndarray | None = None
-    minutes: float = math.nan
-    machine: str = ""
 
     def values(self, metric: str) -> dict[str, float]:
         """Case -> value; NaN where the case has none."""
@@ -64,11 +63,23 @@ def read_runs(root: Path) -> dict[str, Run]:
 def study_of(root: Path) -> dict:
     """The study that made a folder (`study.json` in it), or nothing."""
     file = root / "study.json"
-    return read_json(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    content = read_json(file)
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+        raise ValueError(f"{file} is not what a study leaves: run the study again, or remove it")
+    return content
+
+
+def records_of(root: Path, study: Mapping) -> dict[str, list[dict]]:
+    """Row -> what the study wrote down about its trainings and evaluations, in every fold."""
+    names = [row["name"] for row in study["rows"]]
+    return {name: [read_json(file) for file in sorted((root / slug(name)).rglob("*_record.json"))] for name in names}
 
 
 def unfinished(root: Path) -> dict[str, list[str]]:
-    """Row of the study -> its folds that have no evaluation, or one that was cut or is older than its weights."""
+    """Row of the study -> its folds that have no evaluation, or one that was cut or read other weights."""
     expected = study_of(root).get("runs", {})
     missing = {name: [place for place in places if not _is_finished(root / place)] for name, places in expected.items()}
     return {name: [_fold(place) or name for place in places] for name, places in missing.items() if places}
@@ -81,7 +92,13 @@ def _fold(place: str) -> str:
 
 def _is_finished(place: Path) -> bool:
     records = [read_json(file) for file in place.glob("*_record.json")]
-    return (place / "cases.csv").is_file() and all(record["finished"] for record in records)
+    whole = all(record["finished"] and not _changed(record.get("reads", {})) for record in records)
+    return (place / "cases.csv").is_file() and whole
+
+
+def _changed(reads: Mapping[str, str]) -> bool:
+    """Whether a file that a run read has another content now; those that are elsewhere are not looked at."""
+    return any(digest(file) not in ("", content) for file, content in reads.items())
 
 
 def simulated(root: Path) -> bool:
@@ -158,16 +175,15 @@ def _run(name: str, places: Sequence[Path]) -> Run:
                 raise ValueError(f"{name} holds the case {case} twice: in {folders[case].parent} and {place}; keep one")
             protocols.add(row.pop("protocol"))
             cases[case] = {metric: _number(cell, place / "cases.csv") for metric, cell in row.items()}
+            _check_dice(cases[case], case, place / "cases.csv")
             folders[case] = place / case
         if (place / "calibration.csv").is_file():
-            calibrations.append(_calibration(place / "calibration.csv"))
+            tested = {case for case in folders if folders[case].parent == place}
+            calibrations.append(_calibration(place / "calibration.csv", tested))
     if len(protocols) != 1:
         found = f"the protocols {sorted(protocols)}" if protocols else "no case"
         raise ValueError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
-    records = [read_json(file) for place in places for file in sorted(place.glob("*_record.json"))]
-    minutes = sum(record["minutes"] for record in records) if records else math.nan
-    machine = " and ".join(sorted({record["machine"] for record in records}))
-    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), minutes, machine)
+    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations))
 
 
 def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -177,10 +193,18 @@ def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
     return np.concatenate([tables[0][:, :2], sum(table[:, 2:] for table in tables)], axis=1)
 
 
-def _calibration(file: Path) -> np.ndarray:
+def _check_dice(values: Mapping[str, float], case: str, file: Path) -> None:
+    for metric, value in values.items():
+        if metric.endswith("dice") and (value < 0 or value > 1):
+            raise ValueError(f"{file} holds the {metric} {value} of {case}, expected 0 to 1: evaluate again")
+
+
+def _calibration(file: Path, tested: set[str]) -> np.ndarray:
     cases: dict[str, list[list[float]]] = {}
     for row in _read_csv(file, ("case", *CALIBRATION)):
         cases.setdefault(row["case"], []).append([_number(row[name], file) for name in CALIBRATION])
+    if others := sorted(set(cases) ^ tested):
+        raise ValueError(f"{file} holds other cases than cases.csv ({listed(others)}): evaluate again")
     tables = [np.array(table) for table in cases.values()]
     if not tables or len({table.shape for table in tables}) > 1:
         raise ValueError(f"{file} does not hold the same bins for every case: evaluate again")

@@ -47,6 +47,12 @@ IMAGE = {
     "local_psnr": Metric("local PSNR (dB)", 1, 2, True, SIMILARITY),
 }
 METRICS = STAGED | IMAGE
+STAGES = {  # other segmentations than fine
+    "coarse": "the generator's own",
+    "refined": "coarse with its predicted mistakes flipped",
+    "average": "the mean of fine and refined",
+    "perceptibility": "the perceptor's of the synthetic image",
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Layout:
         for row, description in self.rows.items():
             if stage_of(row) not in SEGMENTATIONS.values():
                 raise ValueError(f"row {row!r} of table {self.title!r}: the stages are {list(SEGMENTATIONS.values())}")
-            if len(description) != len(self.head):
+            if not isinstance(description, list) or len(description) != len(self.head):
                 raise ValueError(f"row {row!r} of table {self.title!r} needs {len(self.head)} texts, got {description}")
         for row in [*([self.reference] if self.reference else []), *self.unranked]:
             if row not in self.rows:
@@ -264,6 +270,8 @@ def _notes(layout: Layout, runs: Mapping[str, Run]) -> list[str]:
     notes = [
         f"Mean ± SD (sample) over {' or '.join(map(str, counts)) or 'no'} cases. Protocol: {', '.join(protocols)}."
     ]
+    if set(layout.metrics) & set(STAGED):
+        notes += _stages(layout)
     empty = {label(layout, row): _empty(run, row) for row, run in present.items()}
     if any(empty.values()) and set(layout.metrics) & set(STAGED):
         found = ", ".join(f"{name} {count}" for name, count in empty.items() if count)
@@ -274,6 +282,14 @@ def _notes(layout: Layout, runs: Mapping[str, Run]) -> list[str]:
             f"{SIGNIFICANT} after Holm's correction)."
         )
     return notes + list(dict.fromkeys(METRICS[metric].definition for metric in layout.metrics))
+
+
+def _stages(layout: Layout) -> list[str]:
+    """Whose segmentation it is, where it is not fine."""
+    rows = {stage: [row for row in layout.rows if stage_of(row) == stage] for stage in STAGES}
+    names = {stage: ", ".join(label(layout, row) for row in found) for stage, found in rows.items()}
+    names |= {stage: "every row" for stage, found in rows.items() if len(found) == len(layout.rows)}
+    return [f"Segmentation of {names[stage]}: {stage}, {STAGES[stage]}." for stage, found in rows.items() if found]
 
 
 def _empty(run: Run, row: str) -> int:
