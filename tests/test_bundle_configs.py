@@ -372,7 +372,7 @@ def test_tracking_reaches_the_engines(names):
     ConfigWorkflow.patch_bundle_tracking(parser, copy.deepcopy(DEFAULT_MLFLOW_SETTINGS) | {"configs": TRACKERS})
     assert parser["train"]["handlers"][-1] == TRACKERS["trainer"]
     assert parser["validate::handlers"][-1] == TRACKERS["validator"]
-    assert parser["train"]["trainer"]["handlers"] == "@train::handlers"
+    assert parser["train"]["trainer"]["train_handlers"] == "@train::handlers"
     assert parser["validate::evaluator::val_handlers"] == "@validate::handlers"
 
 
