@@ -65,14 +65,15 @@ def training(name: str, data: Path, folder: Path, perceptor: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(forks, data, tmp_path_factory) -> dict[str, tuple[Path, float]]:
-    """The folder of each uninterrupted training, and how many seconds it took."""
+def whole(forks, data, tmp_path_factory) -> dict[str, tuple[Path, int]]:
+    """The folder of each uninterrupted training, and how many characters it printed."""
     trained = {}
     for name in TRAINING:
-        folder, began = tmp_path_factory.mktemp(name), time.monotonic()
+        folder = tmp_path_factory.mktemp(name)
         perceptor = trained["perceptor"][0] / "models" / "perceptor.pt" if trained else folder
-        assert forks(*training(name, data, folder, perceptor)).succeeded
-        trained[name] = folder, time.monotonic() - began
+        ended = forks(*training(name, data, folder, perceptor))
+        assert ended.succeeded
+        trained[name] = folder, len(ended.printed)
     return trained
 
 
@@ -99,11 +100,18 @@ def alive(process: int) -> bool:
     return True
 
 
-def at_random(seconds: float, seed: int) -> Iterator[Moment]:
-    """Endless moments, each up to some seconds after the start."""
+def at_random(forks: Forks, length: int, seed: int) -> Iterator[Moment]:
+    """Endless moments, each just after a random part of what an uninterrupted run prints, however fast it is."""
     chance = random.Random(seed)
+
+    def wait(process: int) -> None:
+        part = chance.uniform(0, length)
+        while alive(process) and forks.log.stat().st_size < part:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+
     while True:
-        yield lambda process: time.sleep(chance.uniform(0, seconds))
+        yield wait
 
 
 def while_writing(folder: Path, pattern: str, skip: int = 0) -> Moment:
@@ -151,8 +159,8 @@ def assert_same_training(folder: Path, whole: Path) -> None:
 def test_a_training_killed_at_any_moment_resumes_as_if_nothing_had_happened(
     forks, data, whole, name, kind, wanted, tmp_path
 ):
-    folder, seconds = whole[name]
-    kills, trainings, chance = 0, 0, at_random(seconds, seed=len(name))
+    folder, length = whole[name]
+    kills, trainings, chance = 0, 0, at_random(forks, length, seed=len(name))
     while kills < wanted:
         trainings += 1
         here = tmp_path / str(trainings)
@@ -166,15 +174,15 @@ def test_a_training_killed_at_any_moment_resumes_as_if_nothing_had_happened(
 
 @pytest.fixture(scope="module")
 def cohort(forks, tmp_path_factory) -> dict[str, Any]:
-    """A tiny bundle, three scans, and what an uninterrupted segmentation of them leaves, in how many seconds."""
+    """A tiny bundle, three scans, and what an uninterrupted segmentation of them leaves and prints."""
     folder = tmp_path_factory.mktemp("cohort")
     bundle = tiny_bundle("tissnet_brats", folder)
     for number in range(3):
         write_case(folder / "scans" / f"case_{number}", number)
     found = {"bundle": bundle, "scans": folder / "scans", "whole": folder / "whole"}
-    began = time.monotonic()
-    assert forks(*segmentation(found, folder / "whole")).succeeded
-    return found | {"seconds": time.monotonic() - began}
+    ended = forks(*segmentation(found, folder / "whole"))
+    assert ended.succeeded
+    return found | {"length": len(ended.printed)}
 
 
 def segmentation(cohort: dict[str, Any], out: Path) -> list[str]:
@@ -195,7 +203,7 @@ def visible(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_a_cohort_killed_at_any_moment_is_segmented_as_if_nothing_had_happened(forks, cohort, kind, wanted, tmp_path):
-    expected, kills, runs, chance = visible(cohort["whole"]), 0, 0, at_random(cohort["seconds"], seed=0)
+    expected, kills, runs, chance = visible(cohort["whole"]), 0, 0, at_random(forks, cohort["length"], seed=0)
     assert len(expected) == 3 * 6
     while kills < wanted:
         runs += 1
