@@ -84,6 +84,13 @@ def test_a_failed_drawing_leaves_the_older_picture_alone(tmp_path):
     assert path.read_bytes() == b"older"
 
 
+@pytest.mark.parametrize("name", ["$x$", "$\\foo$", "a$b"])
+def test_a_name_is_no_mathematics(tmp_path, name):
+    figure = overview_figure({"source": np.ones((8, 8, 2))}, title=name)
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.texts[0].get_text().replace("\\$", "$").startswith(name)
+
+
 def test_drawing_leaves_the_global_backend_alone():
     before = matplotlib.get_backend()
     overview_figure({"source": image(), "fine": image()})

@@ -305,6 +305,39 @@ def test_a_damaged_table_is_refused_by_name(runs, content, message):
     assert not (runs.parent / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        pytest.param("study.json", "[]", "is not what a study leaves", id="a study that is a list"),
+        pytest.param("study.json", '{"runs": []}', "is not what a study leaves", id="runs that are a list"),
+        pytest.param("study.json", '{"runs": {"a": []}}', "is not what a study leaves", id="a run without folders"),
+        pytest.param("study.json", "[" * 99999, "cannot be read as JSON", id="nested without end"),
+        pytest.param("direct/direct_record.json", "{}", "does not hold minutes", id="an empty record"),
+        pytest.param("direct/patient_1/patient_1_slice.npz", "", "cannot be read", id="an empty slice"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(runs, file, content, message):
+    as_study(runs)
+    write_whole(runs / file, content.encode())
+    with pytest.raises(ValueError, match=message) as refused:
+        page_of(runs)
+    assert str(runs / file) in str(refused.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_volumes_that_are_all_missing_are_no_reason_to_warn(runs):
+    table = "protocol,case,label_ml,fine_dice,fine_ml\nwhole volume,patient_1,,0.5,\nwhole volume,patient_2,,0.4,\n"
+    for name in ("direct", "tissnet"):
+        (runs / name / "cases.csv").write_text(table)
+    assert "Tumor volume" in page_of(runs)
+
+
+@pytest.mark.parametrize("name", ["$\\foo$", "\udcfc"], ids=["dollar signs", "no UTF-8"])
+def test_a_run_of_any_name_is_drawn(runs, name):
+    (runs / "direct").rename(runs / name)
+    assert "Who gains, who loses" in page_of(runs)
+
+
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing to report"):
         report(str(tmp_path))

@@ -68,6 +68,11 @@ def overview_figure(
     return _draw(_cut_to_head(slices), f"{title}  ·  slice {index}".strip(" ·"), _aspect(affine), source_names)
 
 
+def literal(text: str) -> str:
+    """A name as it is, which matplotlib would take for mathematics between two dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def axial_slices(
     maps: dict[str, np.ndarray], slice_index: int | None = None, affine: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], int]:
@@ -152,7 +157,7 @@ def _draw(slices: dict[str, np.ndarray], title: str, aspect: float, source_names
     size = np.array([columns * (PANEL + GAP) + GAP, HEADER + len(rows) * (height + TITLE + GAP) + FOOTER])
     figure = Figure(figsize=size, dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
-    figure.text(0.5, 1 - HEADER / 2 / size[1], title, color=INK, fontsize=11, ha="center", va="center")
+    figure.text(0.5, 1 - HEADER / 2 / size[1], literal(title), color=INK, fontsize=11, ha="center", va="center")
     for row, panels in enumerate(rows):
         bottom = size[1] - HEADER - (row + 1) * (height + TITLE + GAP) + GAP
         for column, (name, channel) in enumerate(panels):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def report(
         ValueError: no such folder, nothing to report in it, a file in it that cannot be read, an unknown reference.
     """
     roots = [Path(str(root)) for root in ([runs] if isinstance(runs, str | Path) else runs)]
-    if absent := [root for root in roots if not root.is_dir()]:
+    if absent := [root for root in roots if not os.path.isdir(root)]:
         raise ValueError(f"{absent[0]} is not a folder: give the one that holds the evaluations (with --runs)")
     found = _read(roots)
     overviews = sorted(path for root in roots for path in root.rglob("*_overview.png"))
@@ -112,9 +113,9 @@ def report(
         **content, pictures=[_picture(path, roots) for path in overviews[:max_pictures]], pictures_found=len(overviews)
     )
     if str(out).endswith(".html"):
-        return str(write_whole(out, page.encode()))
+        return str(write_whole(out, page.encode(errors="replace")))
     _write_files(Path(str(out)), content)
-    return str(write_whole(Path(str(out), "report.html"), page.encode()))
+    return str(write_whole(Path(str(out), "report.html"), page.encode(errors="replace")))
 
 
 def _read(roots: Sequence[Path]) -> dict[str, Run]:

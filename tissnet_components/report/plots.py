@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .figures import BACKGROUND, CONTOURS, INK
+from .figures import BACKGROUND, CONTOURS, INK, literal
 from .runs import Run
 from .statistics import interval, rank_correlation
 
@@ -51,7 +51,7 @@ def pictures(
     figure = _figure(sum(heights) + 0.75, BACKGROUND)
     top = sum(heights) + 0.4
     for index, title in enumerate(columns):
-        _text(figure, (index + 0.5) * width, top + 0.18, _wrapped(title, int(width * 13)), 9)
+        _text(figure, (index + 0.5) * width, top + 0.18, _wrapped(literal(title), int(width * 13)), 9)
     for (case, row), height in zip(slices.items(), heights, strict=True):
         top -= height
         reference = next((archive for archive in row.values() if archive is not None and "target" in archive), None)
@@ -59,7 +59,7 @@ def pictures(
             axes = _place(figure, index * width, top, width, height)
             if target and index == 0:
                 _picture(axes, reference, "target", boxes[case], ["label"] * contours)
-                axes.text(0.02, 0.02, case, color=INK, fontsize=7, transform=axes.transAxes, va="bottom")
+                axes.text(0.02, 0.02, literal(case), color=INK, fontsize=7, transform=axes.transAxes, va="bottom")
             else:
                 _picture(axes, row[name], "synthetic", boxes[case], ["label", "fine"] * contours)
     _contour_legend(figure) if contours else None
@@ -73,13 +73,15 @@ def volume_agreement(runs: Sequence[Run]) -> Figure:
         truth, predicted = (np.array([*run.values(name).values()]) for name in ("label_ml", f"{stage(run)}_ml"))
         mean, difference = (truth + predicted) / 2, predicted - truth
         axes.scatter(mean, difference, s=16, color=COLOURS[0], alpha=0.8, linewidths=0)
-        bias, spread = np.nanmean(difference), np.nanstd(difference, ddof=1) if len(difference) > 1 else math.nan
+        there = difference[~np.isnan(difference)]
+        bias = there.mean() if len(there) else math.nan
+        spread = there.std(ddof=1) if len(there) > 1 else math.nan
         axes.axhline(0, color="0.75", linewidth=0.8)
         axes.axhline(bias, color=COLOURS[1], linewidth=1.2)
         for limit in (bias - 1.96 * spread, bias + 1.96 * spread):
             if math.isfinite(limit):
                 axes.axhline(limit, color=COLOURS[1], linewidth=1, linestyle="--")
-        axes.set_title(f"{run.name}\nbias {bias:+.1f} ml, limits ± {1.96 * spread:.1f} ml", fontsize=8)
+        axes.set_title(f"{literal(run.name)}\nbias {bias:+.1f} ml, limits ± {1.96 * spread:.1f} ml", fontsize=8)
 
     return _grid(runs, draw, "mean of both volumes (ml)", "predicted minus true (ml)")
 
@@ -90,7 +92,7 @@ def gains(runs: Sequence[Run], reference: Run) -> Figure:
     cases = list(reference.cases)
     gained = {run.name: 100 * (_dice(run, cases) - _dice(reference, cases)) for run in others}
     order = np.argsort(np.nan_to_num(sum(gained.values())))
-    names = [cases[index] for index in order] if len(cases) <= NAMED_CASES else []
+    names = [literal(cases[index]) for index in order] if len(cases) <= NAMED_CASES else []
 
     def draw(axes: Axes, run: Run) -> None:
         lengths = gained[run.name][order]
@@ -99,10 +101,12 @@ def gains(runs: Sequence[Run], reference: Run) -> Figure:
         axes.scatter(lengths, range(len(lengths)), s=18, color=colours, zorder=3)
         axes.axvline(0, color="0.5", linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
-        axes.set_title(f"{run.name}\n{(lengths > 0).sum()} gain, {(lengths < 0).sum()} lose", fontsize=8)
+        axes.set_title(f"{literal(run.name)}\n{(lengths > 0).sum()} gain, {(lengths < 0).sum()} lose", fontsize=8)
 
     height = max(PANEL, 0.17 * min(len(cases), NAMED_CASES) + 0.6)
-    return _grid(others, draw, f"Dice minus that of {reference.name} (points)", "", share_x=True, height=height)
+    return _grid(
+        others, draw, f"Dice minus that of {literal(reference.name)} (points)", "", share_x=True, height=height
+    )
 
 
 def error_calibration(runs: Sequence[Run]) -> Figure:
@@ -114,7 +118,9 @@ def error_calibration(runs: Sequence[Run]) -> Figure:
         low, high, voxels, predicted, mistakes = run.calibration.T
         there = voxels > 0
         settings = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
-        curve.plot(predicted[there] / voxels[there], mistakes[there] / voxels[there], label=run.name, **settings)
+        curve.plot(
+            predicted[there] / voxels[there], mistakes[there] / voxels[there], label=literal(run.name), **settings
+        )
         counts.plot((low + high)[there] / 2, voxels[there], **settings)
     curve.set(xlabel="predicted probability that coarse is wrong", ylabel="share of voxels where it is", aspect="equal")
     curve.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -141,7 +147,7 @@ def referral(runs: Sequence[Run]) -> Figure:
                 quality = np.array([*run.values(metric).values()])
                 axes.plot(share, left_after(dice, quality), color=colour, linewidth=1.5)
                 correlations.append(f"{rank_correlation(quality, dice):.2f}")
-        axes.set_title(f"{run.name}\nrank correlation {' and '.join(correlations)}", fontsize=8)
+        axes.set_title(f"{literal(run.name)}\nrank correlation {' and '.join(correlations)}", fontsize=8)
         axes.set_xlim(0, 1)
 
     figure = _grid(runs, draw, "share of cases sent to a human", "mean Dice of the others")

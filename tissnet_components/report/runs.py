@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from . import digest, slug
 
 FOLD = re.compile(r"fold_\d+")
+RECORD = ("minutes", "machine", "finished")
 CALIBRATION = ("error_from", "error_to", "voxels", "predicted", "mistakes")
 
 
@@ -55,7 +56,7 @@ def read_runs(root: Path) -> dict[str, Run]:
     for file in sorted(root.rglob("cases.csv")):
         place = file.parent.relative_to(root)
         parts = [part for part in place.parts if not FOLD.fullmatch(part)]
-        name = "/".join(parts) or root.resolve().name
+        name = ("/".join(parts) or root.resolve().name).encode(errors="replace").decode()  # bytes that are no UTF-8
         folders.setdefault(slugs.get(name, name), []).append(file.parent)
     return {name: _run(name, places) for name, places in folders.items() if places}
 
@@ -66,16 +67,25 @@ def study_of(root: Path) -> dict:
     if not file.is_file():
         return {}
     content = read_json(file)
-    rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+    if not _is_study(content):
         raise ValueError(f"{file} is not what a study leaves: run the study again, or remove it")
     return content
+
+
+def _is_study(content: object) -> bool:
+    kinds = {"rows": list, "runs": dict, "report": dict}
+    if not isinstance(content, dict) or any(
+        key in content and not isinstance(content[key], kinds[key]) for key in kinds
+    ):
+        return False
+    named = "rows" in content and all(isinstance(row, dict) and "name" in row for row in content["rows"])
+    return named and all(isinstance(places, list) and places for places in content.get("runs", {}).values())
 
 
 def records_of(root: Path, study: Mapping) -> dict[str, list[dict]]:
     """Row -> what the study wrote down about its trainings and evaluations, in every fold."""
     names = [row["name"] for row in study["rows"]]
-    return {name: [read_json(file) for file in sorted((root / slug(name)).rglob("*_record.json"))] for name in names}
+    return {name: _records((root / slug(name)).rglob("*_record.json")) for name in names}
 
 
 def unfinished(root: Path) -> dict[str, list[str]]:
@@ -91,14 +101,24 @@ def _fold(place: str) -> str:
 
 
 def _is_finished(place: Path) -> bool:
-    records = [read_json(file) for file in place.glob("*_record.json")]
-    whole = all(record["finished"] and not _changed(record.get("reads", {})) for record in records)
+    whole = all(
+        record["finished"] and not _changed(record.get("reads", {})) for record in _records(place.glob("*_record.json"))
+    )
     return (place / "cases.csv").is_file() and whole
 
 
 def _changed(reads: Mapping[str, str]) -> bool:
     """Whether a file that a run read has another content now; those that are elsewhere are not looked at."""
     return any(digest(file) not in ("", content) for file, content in reads.items())
+
+
+def _records(files: Iterable[Path]) -> list[dict]:
+    """What a study wrote down about its steps."""
+    records = {file: read_json(file) for file in sorted(files)}
+    for file, record in records.items():
+        if not isinstance(record, dict) or not set(RECORD) <= set(record):
+            raise ValueError(f"{file} does not hold {', '.join(RECORD)}: run the study again, or remove the file")
+    return list(records.values())
 
 
 def simulated(root: Path) -> bool:
@@ -162,7 +182,7 @@ def _gaps(run: Run) -> list[str]:
 def read_json(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
+    except (OSError, ValueError, RecursionError) as reason:
         raise ValueError(f"{file} cannot be read as JSON ({reason}): mend or remove it") from reason
 
 
