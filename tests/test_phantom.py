@@ -181,6 +181,7 @@ def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monke
     ("arguments", "message"),
     [
         ({"task": "liver"}, "unknown task 'liver'; known: ['brats', 'vs']"),
+        ({"task": {}}, "unknown task {}"),
         ({"cases": 2}, "cases is 2, expected an integer of at least 3"),
         ({"cases": "many"}, "cases is 'many', expected an integer of at least 3"),
         ({"seed": -1}, "seed is -1, expected an integer of at least 0"),

@@ -124,7 +124,7 @@ def phantom(
 def check_arguments(
     task: str, cases: int, seed: int, spacing: float | None, workers: int | None, contours: str | Path | None
 ) -> None:
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     least = {"cases": (cases, 3), "seed": (seed, 0), "workers": (1 if workers is None else workers, 1)}
     for name, (value, minimum) in least.items():
