@@ -229,6 +229,14 @@ def test_unusable_cases_are_left_out_and_printed_with_the_reason(tmp_path, capsy
         assert reason in text
 
 
+def test_a_case_whose_name_is_no_folder_s_is_left_out(tmp_path, capsys):
+    good = cohort(tmp_path)
+    brats_case(tmp_path / "odd", "a\nb")
+    prepare_brats(str(tmp_path), str(tmp_path / "datalist.json"))
+    assert listed_cases(tmp_path / "datalist.json") == good
+    assert "cannot be a folder's name" in " ".join(capsys.readouterr().out.split())
+
+
 def test_unlabelled_cases_share_one_line(tmp_path, capsys):
     cohort(tmp_path)
     for number in range(10, 30):

@@ -55,6 +55,11 @@ def test_a_case_without_label_and_target_passes(case):
     check_case({"case": "p", "image": case["image"][0]})
 
 
+def test_a_qform_that_says_the_same_passes(case):
+    with_qform(np.eye(4) + 1e-4)(Path(case["image"][0]))
+    check_readable(case["image"][0])
+
+
 def test_a_readable_file_comes_back_with_its_voxels(case):
     np.testing.assert_array_equal(check_readable(case["image"][0]).dataobj, scan())
 
@@ -85,6 +90,24 @@ def make_it_flat(file: Path):
     file.write_bytes(gzip.compress(volume))
 
 
+def change_a_byte(file: Path):
+    """One that the checksum alone tells: deflate may take it for other voxels."""
+    content = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), 0))
+    content[-30] ^= 1
+    file.write_bytes(content)
+
+
+def with_header(**fields):
+    def write(file: Path):
+        volume = gzip.decompress(file.read_bytes())
+        header = np.frombuffer(volume[:348], nib.nifti1.header_dtype).copy()
+        for name, value in fields.items():
+            header[name] = value
+        file.write_bytes(gzip.compress(header.tobytes() + volume[348:]))
+
+    return write
+
+
 def with_value(value: float):
     def write(file: Path):
         array = scan().astype(np.float32)
@@ -98,6 +121,16 @@ def with_array(array: np.ndarray, affine: np.ndarray | None = None):
     return lambda file: save(file, array, affine)
 
 
+def with_qform(affine: np.ndarray):
+    def write(file: Path):
+        image = nib.Nifti1Image(scan(), np.eye(4))
+        image.set_qform(affine, 1)
+        nib.save(image, file)
+
+    return write
+
+
+FLIPPED = np.diag([-1.0, 1, 1, 1])
 SHIFTED = np.eye(4) + np.array([[0, 0, 0, 5.0], *[[0] * 4] * 3])
 
 
@@ -109,9 +142,27 @@ SHIFTED = np.eye(4) + np.array([[0, 0, 0, 5.0], *[[0] * 4] * 3])
         pytest.param(cut_unpacked_volume, "cannot be read as NIfTI", id="truncated volume"),
         pytest.param(write_text, "cannot be read as NIfTI", id="text called nii.gz"),
         pytest.param(empty_the_file, "cannot be read as NIfTI", id="empty file"),
+        pytest.param(change_a_byte, "cannot be read as NIfTI .*CRC", id="a byte changed"),
+        pytest.param(
+            with_header(dim=[3, 9000, 9000, 9000, 1, 1, 1, 1]), r"\(9000, 9000, 9000\), 1.36e\+03 GiB", id="huge"
+        ),
+        pytest.param(
+            with_header(dim=[3, 900, 900, 900, 1, 1, 1, 1]), "claims the shape .* in [0-9]+ bytes", id="large"
+        ),
         pytest.param(make_it_flat, "which cannot be inverted", id="singular affine"),
+        pytest.param(with_array(scan(), np.eye(4) / 1000), "extends over 0.004 x .*in millimetres?", id="metres"),
+        pytest.param(with_array(scan(), np.eye(4) * 1000), r"extends over 4e\+03 x ", id="micrometres"),
+        pytest.param(with_qform(FLIPPED), "by its sform and by its qform 8 mm apart", id="two places"),
         pytest.param(with_value(np.nan), "1 voxels that are NaN or infinite", id="NaN"),
         pytest.param(with_value(np.inf), "1 voxels that are NaN or infinite", id="infinity"),
+        pytest.param(
+            with_array(np.array(scan(), float) * 1e300), "119 voxels that are NaN or infinite", id="too large"
+        ),
+        pytest.param(with_array(np.array(scan(), float) * 1e-300), "only the value 0", id="too small"),
+        pytest.param(with_array((scan() > 9) * np.int16(7)), "holds 0 and 7 almost everywhere", id="two values"),
+        pytest.param(
+            with_array(scan()[:, :, :1]), r"shape \(4, 5, 1\), expected three axes of several", id="one slice"
+        ),
         pytest.param(with_array(np.zeros(SHAPE, np.int16)), "only the value 0", id="all zero"),
         pytest.param(with_array(np.full(SHAPE, 7, np.int16)), "only the value 7", id="constant"),
         pytest.param(with_array(scan().astype(np.complex64)), "complex64 voxels", id="complex"),
@@ -134,6 +185,14 @@ def test_a_bad_image_is_named_with_what_is_wrong(case, spoil, sentence, position
 def test_a_label_outside_the_known_values_is_named(value, shown):
     label = np.array([[0, 1, 2], [3, 4, value]])
     with pytest.raises(BadCase, match=rf"^p_seg.nii holds 1 voxels of value {shown};"):
+        check_label(label, "p_seg.nii")
+
+
+@pytest.mark.parametrize(
+    "label", [np.zeros(3, complex), np.zeros(3, [("R", "u1"), ("G", "u1")])], ids=["complex", "RGB"]
+)
+def test_a_label_of_no_numbers_is_named(label):
+    with pytest.raises(BadCase, match=r"^p_seg.nii holds .* voxels, expected real numbers"):
         check_label(label, "p_seg.nii")
 
 
@@ -201,6 +260,12 @@ def test_relative_paths_start_at_the_datalist(tmp_path, monkeypatch):
         pytest.param({"training": []}, "an empty section 'training'", id="section empty"),
         pytest.param({"training": {"case": "p"}}, "is no list of cases", id="section not a list"),
         pytest.param({"training": [{"case": "p"}]}, "expected at least 'case' and 'image'", id="no image"),
+        pytest.param({"training": [entry("../p")]}, "names a case '../p', which cannot be a folder", id="outside"),
+        pytest.param({"training": [entry("a\nb")]}, r"names a case 'a\\nb'", id="two lines"),
+        pytest.param({"training": [entry("p" * 201)]}, "names a case 'ppp", id="too long a name"),
+        pytest.param({"training": [entry(7)]}, "names a case '7'", id="a number for a name"),
+        pytest.param({"training": [entry("p") | {"target": 5}]}, "expected names of files", id="a number for a file"),
+        pytest.param({"training": [entry("p")], "sources": [{}]}, "expected a list of names", id="sources no names"),
         pytest.param({"training": ["p.nii"]}, "expected at least 'case' and 'image'", id="entry not a case"),
         pytest.param({"training": [entry("p"), entry("p")]}, "the case p more than once", id="case twice"),
         pytest.param(
@@ -222,7 +287,10 @@ def test_an_unusable_datalist_is_refused(tmp_path, sections, sentence):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text, sentence", [("{", "not valid JSON"), ("[1]", "holds a list"), (None, "does not exist")])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [("{", "not valid JSON"), ("[" * 9999, "not valid JSON"), ("[1]", "holds a list"), (None, "does not exist")],
+)
 def test_a_file_that_is_no_datalist_is_refused(tmp_path, text, sentence):
     path = tmp_path / "datalist.json"
     if text:

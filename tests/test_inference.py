@@ -73,6 +73,15 @@ def test_a_datalist_says_what_to_run(tmp_path, cases):
     assert [case["case"] for case in find_scans(str(tmp_path), SOURCES, str(datalist), "test")] == ["bert", "carl"]
 
 
+def test_no_case_of_a_datalist_or_folder_is_filed_outside_the_results(tmp_path, cases):
+    datalist = write_datalist(tmp_path, test=[cases[0] | {"case": "../anna"}])
+    with pytest.raises(ValueError, match=r"datalist.json names a case '../anna', which cannot be a folder's name"):
+        find_scans(str(tmp_path), SOURCES, str(datalist), "test")
+    write_case(tmp_path / "a\nb")
+    with pytest.raises(ValueError, match=r"names a case 'a\\nb'"):
+        find_scans(str(tmp_path), SOURCES, "none.json", "test")
+
+
 def test_without_a_datalist_every_scan_of_the_folder_is_run(tmp_path, cases):
     found = find_scans(str(tmp_path), SOURCES, str(tmp_path / "datalist.json"), "test")
     assert found == [{"case": case["case"], "image": case["image"]} for case in cases]

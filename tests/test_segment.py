@@ -232,6 +232,14 @@ def test_every_real_type_of_voxel_is_read(bundle, scans, tmp_path, dtype):
     assert (tmp_path / "a" / "a_seg.nii.gz").is_file()
 
 
+@pytest.mark.parametrize("name", ["loop.nii", "x" * 300 + ".nii"], ids=["a link to itself", "too long a name"])
+def test_a_path_that_leads_nowhere_is_named(bundle, scans, tmp_path, name):
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+    said = refused(bundle, **scans | {"t2": str(tmp_path / name)}, out=str(tmp_path / "out"), case="anna")
+    assert said.startswith(f"{tmp_path / name} does not exist")
+    assert "cannot write to" in refused(bundle, **scans, out=str(tmp_path / name), case="anna")
+
+
 def test_weights_that_are_not_there_are_named(bundle, scans, tmp_path):
     options = {"out": str(tmp_path), "weights": str(tmp_path / "model.pt")}
     assert f"no weights at {tmp_path / 'model.pt'}" in sentence(lambda: segment(str(bundle), **scans, **options))
@@ -292,7 +300,7 @@ def test_a_device_that_is_not_there_is_refused(bundle, scans, tmp_path, device):
     assert f"--device {device} cannot be used here" in refused(bundle, **scans, out=str(tmp_path), device=device)
 
 
-@pytest.mark.parametrize("case", ["../anna", "a/b", ".."])
+@pytest.mark.parametrize("case", ["../anna", "a/b", "..", "a\nb", "\udcfc", "x" * 201])
 def test_a_case_cannot_be_filed_outside_the_results(bundle, scans, tmp_path, case):
     assert "cannot be a folder's name" in refused(bundle, **scans, out=str(tmp_path / "out"), case=case)
 

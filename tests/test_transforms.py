@@ -122,6 +122,12 @@ def test_a_brain_of_one_value_stays_finite():
     assert NormalizeBrain()(torch.tensor([[0.0, 7, 7]])).isfinite().all()
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1e20])
+def test_the_unit_of_the_intensities_does_not_matter(unit):
+    image = torch.tensor([[0.0, 1, 2, 3]])
+    torch.testing.assert_close(NormalizeBrain(0, 100)(image * unit), NormalizeBrain(0, 100)(image))
+
+
 def test_only_the_given_keys_are_normalised():
     data = {"image": torch.tensor([[0.0, 10, 30]]), "label": torch.tensor([[0.0, 1, 4]])}
     normalized = NormalizeBraind("image", 0, 100)(data)

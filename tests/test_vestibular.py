@@ -7,6 +7,7 @@ from pathlib import Path
 import itk
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from vestibular_download import (
     DESCRIPTIONS,
@@ -180,6 +181,24 @@ def test_the_transform_from_t2_to_t1_will_do_too(one):
     assert within_half_a_voxel(load(folder, patient, "seg"), patient.tumor_in_t2, RADIUS_MM)
 
 
+def test_64_bit_scans_are_converted(tmp_path):
+    patient = simulate(1)
+    for weighting in ("t1", "t2"):
+        image = getattr(patient, weighting)
+        wide = np.asarray(image.dataobj).astype(np.int64)
+        setattr(patient, weighting, nib.Nifti1Image(wide, image.affine, dtype=np.int64))
+    write_bids(tmp_path / "tcia", patient)
+    prepare(tmp_path)
+    assert load(tmp_path, patient, "t1ce").get_data_dtype() == np.int64
+
+
+def test_a_complex_scan_is_named(tmp_path, capsys):
+    patient = simulate(1)
+    patient.t1 = nib.Nifti1Image(np.asarray(patient.t1.dataobj).astype(np.complex64), patient.t1.affine)
+    write_bids(tmp_path / "tcia", patient)
+    assert "holds complex64 voxels, expected real numbers" in why(tmp_path, capsys)
+
+
 def test_resampling_agrees_with_itk(tmp_path):
     patient = simulate(1)
     file = tmp_path / "inv_T1_LPS_to_T2_LPS.tfm"
@@ -246,6 +265,19 @@ def test_bad_patients_are_named_and_the_rest_goes_on(tmp_path, capsys):
     with pytest.raises(ValueError, match="1 of 3 patients"):
         prepare(tmp_path, structures="VS-SEG-002=Men")
     assert (tmp_path / "out" / "VS-SEG-002").is_dir()
+
+
+def test_a_patient_id_cannot_lead_out_of_the_results(tmp_path, capsys):
+    [patient] = write_download(tmp_path / "tcia", [1])
+    for file in (tmp_path / "tcia").rglob("*.dcm"):
+        item = pydicom.dcmread(file)
+        item.PatientID = "../../x"
+        item.save_as(file)
+    split = write_split(tmp_path / "split.csv", (patient.name, "training"), ("../../x", "training"))
+    with pytest.raises(ValueError, match="none of the 2 patients"):
+        prepare(tmp_path, split=str(split))
+    assert "a DICOM header names a case '../../x', which cannot be a folder's name" in printed(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"tcia", "split.csv"}
 
 
 def test_a_damaged_slice_among_good_ones_is_named(one, capsys):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -151,7 +152,7 @@ def load_weights(
         FileNotFoundError: no such file.
         ValueError: the file is not a state dict, does not fit the network, or was trained on other images.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"no weights at {path}: {missing}")
     check_image_settings(path, image_settings or {})
     state = read_state(path)

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform, SaveImaged
 from torch import nn
 
 from tissnet_components.datasets.brats import find_cases
-from tissnet_components.datasets.cases import load_datalist, usable_cases
+from tissnet_components.datasets.cases import check_case_name, load_datalist, usable_cases
 from tissnet_components.errors import answered
 from tissnet_components.report import whole
 from tissnet_components.report.figures import overview, save_slices
@@ -93,7 +93,7 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
         section: training, validation or test.
 
     Raises:
-        ValueError: nothing found, or a bad datalist.
+        ValueError: nothing found, a name not fit for a folder, or a bad datalist.
     """
     if os.path.isfile(datalist):
         return load_datalist(datalist, section, modalities)
@@ -101,7 +101,10 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
     if not found:
         raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
     return [
-        {"case": case, "image": [str(files.get(name, _expected(case, files, name))) for name in modalities]}
+        {
+            "case": check_case_name(case, dataset_dir),
+            "image": [str(files.get(name, _expected(case, files, name))) for name in modalities],
+        }
         for case, files in found.items()
     ]
 

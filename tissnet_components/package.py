@@ -122,7 +122,7 @@ def verify(bundle: str, version: str | None = None) -> None:
         ValueError: not a packaged bundle, without weights, of another version, changed, or with paths that lead out.
     """
     path = Path(str(bundle))
-    if path.is_dir():
+    if os.path.isdir(path):
         name, count, found = path.resolve().name, *check_files(path, lambda file: (path / file).read_bytes())
     else:
         name, count, found = check_zip(path)
@@ -142,7 +142,7 @@ def version_in_name(path: Path) -> str | None:
 
 def check_zip(path: Path) -> tuple[str, int, str]:
     """Check a zip without unpacking it: name of its folder, number of files, version; raises as ``verify``."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"there is no bundle {path}; give a zip or the folder it was unpacked to")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import traceback
 from collections.abc import Mapping, Sequence
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
 from tissnet_components.datasets.brats import find_cases
+from tissnet_components.datasets.cases import check_case_name
 from tissnet_components.datasets.dicom import Series
 from tissnet_components.datasets.weighting import choose_series
 from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
@@ -140,8 +143,8 @@ def find_patients(cases: str | Path, modalities: Sequence[str], out: str | Path)
         ValueError: nothing found, a column or cell missing, a name used twice or not fit for a folder.
     """
     cases = Path(str(cases)).expanduser()
-    patients = _in_folder(cases, modalities, Path(str(out))) if cases.is_dir() else _in_table(cases, modalities)
-    names = [_plain(patient["case"], cases) for patient in patients]
+    patients = _in_folder(cases, modalities, Path(str(out))) if os.path.isdir(cases) else _in_table(cases, modalities)
+    names = [check_case_name(patient["case"], cases) for patient in patients]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{cases} names the case {twice[0]} more than once; give each its own name")
@@ -152,7 +155,7 @@ def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> list[dict[
     if find_cases(folder, modalities):
         return find_scans(str(folder), modalities, datalist="", section="")
     inside = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    patients = [child for child in inside if child.resolve() != out.resolve()]
+    patients = [child for child in inside if realpath(child) != realpath(out)]
     if patients:
         return [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
     wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
@@ -192,7 +195,7 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
 def _one_patient(given: dict[str, str], modalities: list[str], bundle: str, case: str | None) -> dict[str, Any]:
     scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
     first = Path(_listed(scans)[0]).absolute().name.split(".nii")[0]
-    return {"case": _plain(str(case or first), "--case"), "image": scans}  # Fire makes 7 of a patient called 7
+    return {"case": check_case_name(str(case or first), "--case"), "image": scans}  # Fire makes 7 of a patient called 7
 
 
 def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
@@ -205,13 +208,6 @@ def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
     if unused:
         raise ValueError(f"{bundle} does not use {', '.join(unused)}; it needs {', '.join(needed)} alone")
     return [given[name] for name in needed]
-
-
-def _plain(name: str, source: str | Path) -> str:
-    """The name, which results are filed under, if it stays inside the folder for results."""
-    if name in ("", ".", "..") or set(name) & set("/\\"):
-        raise ValueError(f"{source} names a case {name!r}, which cannot be a folder's name; use letters and digits")
-    return name
 
 
 def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
@@ -231,7 +227,7 @@ def _check_dicom(patients: list[dict[str, Any]]) -> None:
     import_highdicom()
     for patient in patients:
         scan = _listed(patient["image"])[0]
-        if not Path(scan).is_dir():
+        if not os.path.isdir(scan):
             raise ValueError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
 
 
@@ -255,12 +251,14 @@ def _to_do(
         raise ValueError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     for patient in patients:
         folder, scans = out / patient["case"], _listed(patient["image"])
-        if any(Path(scan).resolve().is_relative_to(folder.resolve()) for scan in scans):
+        if any(Path(realpath(scan)).is_relative_to(realpath(folder)) for scan in scans):
             raise ValueError(f"results would go to {folder}, among the scans; give another --out")
-        twice = [scan for scan in scans if scans.count(scan) > 1 and not Path(scan).is_dir()]
+        twice = [scan for scan in scans if scans.count(scan) > 1 and not os.path.isdir(scan)]
         if twice:
             raise ValueError(f"{patient['case']} uses {twice[0]} for more than one scan; correct it")
-    begun = [p["case"] for p in patients if any(f.exists() for f in _files(out / p["case"], p["case"], list(FILES)))]
+    begun = [
+        p["case"] for p in patients if any(os.path.exists(f) for f in _files(out / p["case"], p["case"], list(FILES)))
+    ]
     if begun and not overwrite and not resume:
         raise ValueError(
             f"{out / begun[0]} holds results already ({len(begun)} of {len(patients)} cases have some); "
@@ -268,12 +266,12 @@ def _to_do(
         )
     if not resume:
         return patients
-    return [p for p in patients if not all(f.exists() for f in _files(out / p["case"], p["case"], outputs))]
+    return [p for p in patients if not all(os.path.exists(f) for f in _files(out / p["case"], p["case"], outputs))]
 
 
 def _read_bundle(bundle: str) -> ConfigParser:
     config = Path(bundle) / "configs" / "inference.json"
-    if not config.is_file():
+    if not os.path.isfile(config):
         raise FileNotFoundError(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
     parser = ConfigParser()
     parser.read_config(str(config))
@@ -321,7 +319,7 @@ def _with_series(scans: str | list[str], modalities: Sequence[str]) -> str | lis
     if isinstance(scans, str):
         return scans
     named = zip(scans, modalities, strict=True)
-    return [choose_series(scan, modality) if Path(scan).is_dir() else scan for scan, modality in named]
+    return [choose_series(scan, modality) if os.path.isdir(scan) else scan for scan, modality in named]
 
 
 def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, source: Series, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Transforms that the bundles need and MONAI 1.6 lacks: loading and checking a case, normalising inside the brain."""
 
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +13,14 @@ from monai.transforms import MapTransform, Randomizable, RandomizableTransform, 
 from monai.utils import SpaceKeys
 
 from tissnet_components.datasets.brats import find_siblings
-from tissnet_components.datasets.cases import BadCase, check_intensities, check_label, check_readable, check_same_grid
+from tissnet_components.datasets.cases import (
+    BadCase,
+    check_intensities,
+    check_label,
+    check_readable,
+    check_same_grid,
+    check_three_axes,
+)
 from tissnet_components.datasets.dicom import Series, read_series
 from tissnet_components.errors import answered
 
@@ -64,8 +71,7 @@ class LoadCased(MapTransform):
     @staticmethod
     def _read(file: str | PathLike | Series, check: Callable) -> nib.Nifti1Pair:
         volume = read_series(file) if isinstance(file, Series) else check_readable(file)
-        if len(volume.shape) != 3:
-            raise BadCase(f"{file} has shape {volume.shape}, expected three axes; give one volume per file")
+        check_three_axes(volume.shape, file)
         check(np.asanyarray(volume.dataobj), file)
         return volume
 
@@ -114,7 +120,7 @@ class LoadImageCased(LoadCased):
         if not isinstance(given, str | PathLike):
             return super().read(given, check)
         with answered(404):
-            if not Path(given).is_file():
+            if not os.path.isfile(given):
                 raise BadCase(f"there is no image {str(given)!r}; give one that the studies folder holds")
         volume = check_readable(given)
         if len(volume.shape) == 4:
@@ -128,6 +134,7 @@ class LoadImageCased(LoadCased):
                 f"{file} has {volume.shape[3]} channels, expected {len(self.modalities)} along its fourth axis: "
                 f"{', '.join(self.modalities)}, in this order"
             )
+        check_three_axes(volume.shape[:3], file)
         named = zip(self.modalities, nib.four_to_three(volume), strict=True)
         channels = {f"{file}, {name}": channel for name, channel in named}
         for name, channel in channels.items():
@@ -152,7 +159,7 @@ class NormalizeBrain(Transform):
     def _normalize(self, channel: torch.Tensor) -> torch.Tensor:
         brain = channel != 0
         low, high = np.percentile(channel[brain].cpu().numpy(), [self.lower, self.upper])
-        scaled = (channel.clamp(low, high) - low) / max(high - low, 1e-8) * 2 - 1
+        scaled = (channel.clamp(low, high) - low) / (high - low or 1) * 2 - 1
         return torch.where(brain, scaled, torch.full_like(scaled, -1.0))
 
 

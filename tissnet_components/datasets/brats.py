@@ -17,7 +17,14 @@ from rich.table import Column, Table
 from rich.text import Text
 from tqdm import tqdm
 
-from tissnet_components.datasets.cases import MODALITIES, SECTIONS, BadCase, check_readable, usable_cases
+from tissnet_components.datasets.cases import (
+    MODALITIES,
+    SECTIONS,
+    BadCase,
+    check_case_name,
+    check_readable,
+    usable_cases,
+)
 from tissnet_components.report import whole
 
 PAPER_SPLIT = (258, 37, 74)  # of BraTS 2020's 369 patients: training, validation, test
@@ -187,14 +194,14 @@ def read_split(path: str | Path) -> dict[str, str]:
 
 def existing_folder(root: str | Path) -> Path:
     folder = Path(abspath(Path(str(root)).expanduser()))  # Fire hands a folder called 2020 over as a number
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"{folder} is not a folder; give the folder that the download was unpacked to")
     return folder
 
 
 def _writable(out: str | Path) -> Path:
     path = Path(abspath(Path(str(out)).expanduser()))
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; give the file to write, for example --out {path / 'datalist.json'}")
     probe = path.with_name(f".{os.getpid()}_probe")
     try:
@@ -317,7 +324,7 @@ def _decathlon_order(dataset_json: Path) -> tuple[str, ...]:
     try:
         channels = json.loads(dataset_json.read_text(encoding="utf-8"))["modality"]
         order = tuple(DECATHLON_NAMES[channels[str(index)].lower()] for index in range(len(channels)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{dataset_json} does not give the modalities as 0: FLAIR, 1: T1w, 2: t1gd, 3: T2w in some order "
             f"({error!r}); restore the file, or remove it for that order"
@@ -364,6 +371,11 @@ def _entries(
     entries, incomplete = [], {}
     for case, files in sorted(found.items()):
         missing = [modality for modality in (*sources, target, "seg") if modality not in files]
+        try:
+            check_case_name(case, next(iter(files.values())).parent)
+        except BadCase as error:
+            incomplete[case] = str(error)
+            continue
         if missing:
             incomplete[case] = _missing(missing)
         else:

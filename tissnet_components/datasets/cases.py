@@ -5,6 +5,9 @@ A case is a dict: ``case`` (its name), ``image`` (one file or a list, the source
 """
 
 import json
+import math
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +16,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.openers import ImageOpener
 from tqdm import tqdm
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -20,10 +25,31 @@ SECTIONS = ("training", "validation", "test")
 LABELS = (0, 1, 2, 3, 4)  # BraTS skips 3 until 2022 and uses it from 2023 on; 4 is back for the resection cavity
 FILE_KEYS = ("image", "target", "label")
 FEW_CASES = 5
+UNFIT = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]")  # in a folder's name; the last are bytes that are no UTF-8
+LONGEST_NAME = 200  # bytes; a file's name has at most 255, and results add to the case's
+MOST_BYTES = 2**32  # of voxels: 256 mm a side at 0.25 mm, in single precision
+MOST_PACKED = 1032  # times, by deflate
+EXTENT_MM = (1, 600)  # of a scan along an axis: more or less was no millimetres
+LARGEST = 1e38  # differences of such still fit single precision
+CLIPPED = (0.5, 99.5)  # percentiles of the brain beyond which the bundles clip
 
 
 class BadCase(ValueError):
     """A case that cannot be used: one sentence with the file, what is wrong with it and what to do."""
+
+
+def check_case_name(name: object, source: str | Path) -> str:
+    """The name, if results can be filed under it: inside their folder, on any file system.
+
+    Raises:
+        BadCase: anything else; `source` is what holds the name.
+    """
+    fits = isinstance(name, str) and name not in ("", ".", "..") and not UNFIT.search(name)
+    if not fits or len(name.encode()) > LONGEST_NAME:
+        raise BadCase(
+            f"{source} names a case {str(name)[:50]!r}, which cannot be a folder's name; use letters and digits"
+        )
+    return name
 
 
 def check_readable(file: str | Path) -> nib.Nifti1Pair:
@@ -33,37 +59,107 @@ def check_readable(file: str | Path) -> nib.Nifti1Pair:
         the image with its voxels in memory (scaled by the header's slope and intercept).
 
     Raises:
-        BadCase: missing, damaged, not NIfTI, or placed in space by an affine that cannot be inverted.
+        BadCase: missing, damaged, too large, not NIfTI, or placed in space in no way or in two.
     """
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise BadCase(f"{file} does not exist; correct the path or fetch the file again")
     try:
         image = nib.load(file)
-        voxels = np.asanyarray(image.dataobj)
+        if not isinstance(image, nib.Nifti1Pair):
+            raise BadCase(f"{file} is {type(image).__name__}, expected NIfTI; convert it to .nii.gz")
+        _check_size(image, file)
+        _check_place(image, file)
+        voxels = _all_voxels(image)
+    except BadCase:
+        raise
     except Exception as error:  # nibabel, gzip and zlib raise a dozen types; to the user each means the same
         raise BadCase(f"{file} cannot be read as NIfTI ({_one_line(error)}); fetch or export it again") from error
-    if not isinstance(image, nib.Nifti1Pair):
-        raise BadCase(f"{file} is {type(image).__name__}, expected NIfTI; convert it to .nii.gz")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise BadCase(f"{file} has the affine {image.affine.tolist()}, which cannot be inverted; repair its header")
     return type(image)(voxels, image.affine, image.header)
 
 
+def _all_voxels(image: nib.Nifti1Pair) -> np.ndarray:
+    """The voxels, read on to the end of the file, where gzip keeps the checksum that tells damage."""
+    proxy = image.dataobj
+    described = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
+    with ImageOpener(image.file_map["image"].filename) as stream:
+        voxels = np.asanyarray(ArrayProxy(stream, described))
+        while stream.read(2**20):
+            pass
+    return voxels
+
+
+def _check_size(image: nib.Nifti1Pair, file: str | Path) -> None:
+    """Refuse, before memory is asked for it, what the header claims but the file cannot hold, or no scan has."""
+    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    held = os.path.getsize(image.file_map["image"].filename)
+    if claimed > min(MOST_BYTES, MOST_PACKED * held):
+        raise BadCase(
+            f"{file} claims the shape {image.shape}, {claimed / 2**30:.3g} GiB, in {held} bytes; expected at most "
+            f"{MOST_BYTES / 2**30:.0f} GiB: fetch or export it again, or resample it"
+        )
+
+
+def _check_place(image: nib.Nifti1Pair, file: str | Path) -> None:
+    """Refuse an affine that is singular or not in mm, and a qform that says otherwise than the sform, which is used."""
+    affine, shape = image.affine, image.shape[:3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise BadCase(f"{file} has the affine {affine.tolist()}, which cannot be inverted; repair its header")
+    extent_mm = nib.affines.voxel_sizes(affine)[: len(shape)] * shape
+    if extent_mm.min() < EXTENT_MM[0] or extent_mm.max() > EXTENT_MM[1]:
+        raise BadCase(
+            f"{file} extends over {' x '.join(f'{length:.3g}' for length in extent_mm)} mm, expected {EXTENT_MM[0]} to "
+            f"{EXTENT_MM[1]} mm a side; is its header in millimetres? Repair it"
+        )
+    sform, qform = image.get_sform(coded=True)[0], image.get_qform(coded=True)[0]
+    if sform is None or qform is None:
+        return
+    corners = np.stack(np.meshgrid(*[(0, length) for length in (*shape, 1, 1)[:3]], 1), -1).reshape(-1, 4)
+    apart_mm = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
+    if apart_mm > nib.affines.voxel_sizes(affine).min() / 2:
+        raise BadCase(
+            f"{file} is placed by its sform and by its qform {apart_mm:.3g} mm apart, so programs will disagree; "
+            f"copy the right one over the other"
+        )
+
+
+def check_three_axes(shape: Sequence[int], file: str | Path) -> None:
+    """Refuse anything but a volume; a single slice is none."""
+    if len(shape) != 3 or min(shape) < 2:
+        raise BadCase(f"{file} has shape {shape}, expected three axes of several voxels; give one volume per file")
+
+
 def check_intensities(array: np.ndarray, file: str | Path) -> None:
-    """Refuse an image of constant value (all zero, usually a failed export) or with NaN or infinite voxels."""
-    if array.dtype.kind not in "buif":
-        raise BadCase(f"{file} holds {array.dtype} voxels, expected real numbers; export it as a grey-value image")
-    bad = array.size - int(np.isfinite(array).sum())
+    """Refuse an image of (nearly) constant value, usually a failed export, or with voxels that are no finite numbers.
+
+    Judged in single precision, as the networks read it.
+    """
+    bad = array.size - int((np.abs(_real(array, file)) < LARGEST).sum())
     if bad:
-        raise BadCase(f"{file} holds {bad} voxels that are NaN or infinite; repair them or leave the case out")
+        raise BadCase(
+            f"{file} holds {bad} voxels that are NaN or infinite (or beyond {LARGEST:g}); repair them or leave the "
+            f"case out"
+        )
+    array = array.astype(np.float32)
     if array.size == 0 or array.min() == array.max():
         value = f"only the value {array.flat[0]:g}" if array.size else "no voxels"
         raise BadCase(f"{file} holds {value}, so there is no image in it; export it again or leave the case out")
+    low, high = np.percentile(array[array != 0], CLIPPED)
+    if low == high:
+        raise BadCase(
+            f"{file} holds 0 and {low:g} almost everywhere, so there is no image in it; export it again or leave the "
+            f"case out"
+        )
+
+
+def _real(array: np.ndarray, file: str | Path) -> np.ndarray:
+    if array.dtype.kind not in "buif":
+        raise BadCase(f"{file} holds {array.dtype} voxels, expected real numbers; export it as a grey-value image")
+    return array
 
 
 def check_label(array: np.ndarray, file: str | Path) -> None:
     """Refuse a label map with anything but BraTS's values. An empty map is allowed: not everyone has a tumor."""
-    unknown = array[~np.isin(array, LABELS)]
+    unknown = array[~np.isin(_real(array, file), LABELS)]
     if unknown.size:
         values = ", ".join(f"{value:g}" for value in np.unique(unknown)[:5])
         raise BadCase(f"{file} holds {unknown.size} voxels of value {values}; a label map holds only {LABELS}")
@@ -101,8 +197,7 @@ def check_case(case: Mapping) -> None:
     for key in FILE_KEYS:
         for file in _as_list(case.get(key)):
             image = check_readable(file)
-            if len(image.shape) != 3:
-                raise BadCase(f"{file} has shape {image.shape}, expected three axes; give one volume per file")
+            check_three_axes(image.shape, file)
             (check_label if key == "label" else check_intensities)(np.asanyarray(image.dataobj), file)
             grids[str(file)] = (image.shape, image.affine)
     check_same_grid(grids)
@@ -133,8 +228,8 @@ def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None 
 
     Raises:
         ValueError: sources it does not name, no such file or section, not JSON, an empty section, an entry without
-            ``case`` or ``image``, or a case or file that stands in it twice (in two sections, it would leak into the
-            test).
+            ``case`` or ``image``, a name not fit for a folder, or a case or file that stands in it twice (in two
+            sections, it would leak into the test).
     """
     sections, named = _read_sections(Path(path))
     if sources is not None and named is not None and not set(sources) <= set(named):
@@ -167,11 +262,11 @@ def _chosen(case: Mapping, named: Sequence[str], sources: Sequence[str], path: s
 
 def _read_sections(path: Path) -> tuple[dict[str, list], list[str] | None]:
     """The cases by section, and the names of the source contrasts if the datalist gives them."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"datalist {path} does not exist; write it with `python -m tissnet_components prepare_brats`")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"datalist {path} is not valid JSON ({error}); prepare it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"datalist {path} holds a {type(content).__name__}, expected sections {SECTIONS}")
@@ -179,13 +274,20 @@ def _read_sections(path: Path) -> tuple[dict[str, list], list[str] | None]:
     wrong = [name for name, entries in sections.items() if not isinstance(entries, list)]
     if wrong:
         raise ValueError(f"section '{wrong[0]}' of datalist {path} is no list of cases; prepare it again")
-    return sections, content.get("sources")
+    named = content.get("sources")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise ValueError(f"'sources' of datalist {path} is {named}, expected a list of names; prepare it again")
+    return sections, named
 
 
 def _absolute(entry: dict, folder: Path, path: str | Path) -> dict:
     if not isinstance(entry, dict) or not entry.get("case") or not entry.get("image"):
-        raise ValueError(f"datalist {path} has the entry {entry}, expected at least 'case' and 'image'")
-    files = {key: [abspath(folder / file) for file in _as_list(entry.get(key))] for key in FILE_KEYS}
+        raise ValueError(f"datalist {path} has the entry {entry}, expected at least 'case' and 'image'; add them")
+    check_case_name(entry["case"], f"datalist {path}")
+    try:
+        files = {key: [abspath(folder / file) for file in _as_list(entry.get(key))] for key in FILE_KEYS}
+    except TypeError as error:
+        raise ValueError(f"datalist {path} has the entry {entry}, expected names of files; prepare it again") from error
     single = {key: files[key][0] for key in ("target", "label") if files[key]}
     return {**entry, "image": files["image"], **single}
 

@@ -41,7 +41,7 @@ def read_contours(file: str | Path, structure: str | None = None) -> list[np.nda
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         structures = [(str(item["structure_name"]).strip(), item["LPS_contour_points"]) for item in content]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadCase(f"{file} cannot be read as contours ({type(error).__name__}: {error}); fetch it again") from error
     return _checked(_tumor_of(structures, structure, file), file)
 

@@ -122,7 +122,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: no such folder.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"{folder} is not a folder; give the folder that the files lie in")
     seen = set()
     for parent, subfolders, names in os.walk(folder, followlinks=True):

@@ -19,7 +19,14 @@ from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
 from tissnet_components.datasets.brats import existing_folder, print_skipped, print_summary, read_split
-from tissnet_components.datasets.cases import SECTIONS, BadCase, check_intensities, check_readable
+from tissnet_components.datasets.cases import (
+    SECTIONS,
+    BadCase,
+    check_case_name,
+    check_intensities,
+    check_readable,
+    check_three_axes,
+)
 from tissnet_components.datasets.contours import (
     move,
     read_contours,
@@ -158,8 +165,9 @@ def convert(name: str, found: Found, out: Path, structure: str | None = None) ->
     _check_direction(found, t2_to_t1, transform, structure)
     contours = _tumor(found, {"t1": t1, "t2": t2}, t2_to_t1, structure)
     t1_image, t2_image = _read(t1), _read(t2)
+    for image, scan in ((t1_image, t1), (t2_image, t2)):
+        check_intensities(np.asanyarray(image.dataobj), str(scan))
     t1ce = into_grid(t1_image, t2_image, t2_to_t1)
-    check_intensities(np.asanyarray(t2_image.dataobj), str(t2))
     check_intensities(np.asanyarray(t1ce.dataobj), f"{t1}, brought to T2's grid by {transform},")
     seg = nib.Nifti1Image(tumor_mask(contours, t2_image.shape, t2_image.affine), t2_image.affine)
     _write(out, name, dict(zip(FILES, (t2_image, t1ce, seg), strict=True)))
@@ -219,7 +227,7 @@ def into_grid(moving: nib.Nifti1Image, fixed: nib.Nifti1Image, fixed_to_moving: 
     array = np.asanyarray(moving.dataobj)
     resampled = affine_transform(array.astype(np.float32), voxels, output_shape=fixed.shape, order=1)
     whole = np.rint(resampled).astype(array.dtype) if array.dtype.kind in "iu" else resampled
-    return nib.Nifti1Image(whole, fixed.affine)
+    return nib.Nifti1Image(whole, fixed.affine, dtype=whole.dtype)
 
 
 def _reason(job: tuple[str, Found, Path, str | None]) -> str | None:
@@ -244,7 +252,7 @@ def _series_of_contours(found: Found, weighting: str) -> set[str]:
     file = _only(found, f"{weighting} contours")
     try:
         return {item.get("MR_SeriesInstanceUID", "") for item in json.loads(file.read_text())} if file else set()
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return set()
 
 
@@ -299,8 +307,7 @@ def _rtstruct(found: Found, scan: Path | Series) -> Path | None:
 
 def _read(scan: Path | Series) -> nib.Nifti1Image:
     image = read_series(scan) if isinstance(scan, Series) else check_readable(scan)
-    if len(image.shape) != 3:
-        raise BadCase(f"{scan} has shape {image.shape}, expected three axes; give one volume per file")
+    check_three_axes(image.shape, str(scan))
     return image
 
 
@@ -339,8 +346,18 @@ def _sections(found: Mapping[str, Found], split: str | None) -> tuple[dict[str, 
     else:
         assigned = {f"VS-SEG-{n:03d}": section for section, numbers in TCIA_SPLIT.items() for n in numbers}
     skipped = {name: f"not named in {Path(split).name if split else 'the split of TCIA'}" for name in found}
-    sections = {name: assigned[name] for name in found if name in assigned}
+    skipped |= {name: reason for name in found if (reason := _unfit(name))}
+    sections = {name: assigned[name] for name in found if name in assigned and not _unfit(name)}
     return sections, {name: reason for name, reason in skipped.items() if name not in sections}
+
+
+def _unfit(name: str) -> str | None:
+    """Why results cannot be filed under a name, which may be any PatientID."""
+    try:
+        check_case_name(name, "a DICOM header")
+    except BadCase as error:
+        return str(error)
+    return None
 
 
 def _datalist(sections: Mapping[str, Sequence[str]], split: str) -> str:
