@@ -1,5 +1,6 @@
 # make demo: the whole system on a simulated cohort.  make test: all tests.  make bench: timings.
 # make stress: the tests of faults in full, for hours rather than minutes.
+# make coverage: make test, with the lines and branches that it does not reach.
 # make package-test, label-test, deploy-test: what needs an environment of its own.
 # make weights GLIOMAS=folder CONTOURS=folder: train what the bundles ship.
 # Each sets up what it needs in .venv; `make clean` removes it.
@@ -7,8 +8,9 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-fast stress bench weights package-test label-test deploy-test clean
+.PHONY: demo test test-fast stress coverage bench weights package-test label-test deploy-test clean
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -20,6 +22,10 @@ test-fast: $(VENV)/ready
 
 stress: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m stress -rP
+
+coverage: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile \
+		--cov tissnet_components --cov-branch --cov-report term-missing:skip-covered
 
 demo: $(VENV)/ready
 	bash demo.sh $(PY)
@@ -53,7 +59,7 @@ deploy-test: .venv-deploy/ready # MONAI Deploy's operator, in its own environmen
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV), a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	@touch $@
 
 clean:
