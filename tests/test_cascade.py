@@ -1,11 +1,13 @@
 import copy
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tissnet_components import cascade
 from tissnet_components.cascade import (
     Frozen,
     PerceivedCascade,
@@ -276,3 +278,11 @@ def test_weights_that_do_not_fit_are_refused_even_when_asked_not_to_be_strict(ne
     del state["generator.encoder.levels.0.0.weight"]
     with pytest.raises(ValueError, match=r"generator.encoder.levels.0.0.weight is absent in the file"):
         network.load_state_dict(state, strict=False)
+
+
+def test_nothing_here_is_unpickled_otherwise():
+    package = Path(cascade.__file__).parent
+    for file in (*package.rglob("*.py"), *package.with_name("bundles").rglob("*.json")):
+        text = file.read_text()
+        assert text.count("torch.load(") == text.count("weights_only=True)"), file
+        assert "pickle" not in text.replace("unpickler", ""), file
