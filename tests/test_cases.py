@@ -150,7 +150,7 @@ SHIFTED = np.eye(4) + np.array([[0, 0, 0, 5.0], *[[0] * 4] * 3])
             with_header(dim=[3, 900, 900, 900, 1, 1, 1, 1]), "claims the shape .* in [0-9]+ bytes", id="large"
         ),
         pytest.param(make_it_flat, "which cannot be inverted", id="singular affine"),
-        pytest.param(with_array(scan(), np.eye(4) / 1000), "extends over 0.004 x .*in millimetres?", id="metres"),
+        pytest.param(with_array(scan(), np.eye(4) / 500), "extends over 0.008 x .*in millimetres?", id="metres"),
         pytest.param(with_array(scan(), np.eye(4) * 1000), r"extends over 4e\+03 x ", id="micrometres"),
         pytest.param(with_qform(FLIPPED), "by its sform and by its qform 8 mm apart", id="two places"),
         pytest.param(with_value(np.nan), "1 voxels that are NaN or infinite", id="NaN"),

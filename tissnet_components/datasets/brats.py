@@ -36,7 +36,7 @@ NAMES = {  # until 2021, from 2023 on, elsewhere
     "seg": ("seg",),
 }
 SUFFIXES = {suffix: modality for modality, suffixes in NAMES.items() for suffix in suffixes}
-SCAN_NAME = re.compile(rf"(?:(?P<case>.+)[_-])?(?P<suffix>{'|'.join(SUFFIXES)})", re.IGNORECASE)
+SCAN_NAME = re.compile(rf"(?:(?P<case>.+)[_-])?(?P<suffix>{'|'.join(SUFFIXES)})", re.IGNORECASE | re.DOTALL)
 MISNAMED_SEG = "W39_1998.09.19_Segm"  # in BraTS 2020's folder BraTS20_Training_355, under this name to this day
 TIME_POINT = re.compile(r"(BraTS-\w+-\d+)-\d+")  # 2023-2025: BraTS-GLI-00005-000 and -001 are one patient
 DECATHLON = "Task01_BrainTumour"
