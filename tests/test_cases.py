@@ -60,6 +60,15 @@ def test_a_qform_that_says_the_same_passes(case):
     check_readable(case["image"][0])
 
 
+def test_a_byte_that_changed_is_noticed_by_the_checksum(tmp_path):
+    volume = nib.Nifti1Image(np.arange(8000, dtype=np.int16).reshape(20, 20, 20), np.eye(4))
+    content = bytearray(gzip.compress(volume.to_bytes(), compresslevel=0))
+    content[-30] ^= 1  # a voxel: unpacked it is another number, and nothing else tells
+    (tmp_path / "t1.nii.gz").write_bytes(content)
+    with pytest.raises(BadCase, match="t1.nii.gz cannot be read as NIfTI .*CRC"):
+        check_readable(tmp_path / "t1.nii.gz")
+
+
 def test_a_readable_file_comes_back_with_its_voxels(case):
     np.testing.assert_array_equal(check_readable(case["image"][0]).dataobj, scan())
 
@@ -88,13 +97,6 @@ def make_it_flat(file: Path):
     volume = bytearray(nib.Nifti1Image(scan(), np.eye(4)).to_bytes())
     volume[312:328] = bytes(16)  # the header's srow_z: every slice at the same height
     file.write_bytes(gzip.compress(volume))
-
-
-def change_a_byte(file: Path):
-    """One that the checksum alone tells: deflate may take it for other voxels."""
-    content = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), 0))
-    content[-30] ^= 1
-    file.write_bytes(content)
 
 
 def with_header(**fields):
@@ -142,7 +144,6 @@ SHIFTED = np.eye(4) + np.array([[0, 0, 0, 5.0], *[[0] * 4] * 3])
         pytest.param(cut_unpacked_volume, "cannot be read as NIfTI", id="truncated volume"),
         pytest.param(write_text, "cannot be read as NIfTI", id="text called nii.gz"),
         pytest.param(empty_the_file, "cannot be read as NIfTI", id="empty file"),
-        pytest.param(change_a_byte, "cannot be read as NIfTI .*CRC", id="a byte changed"),
         pytest.param(
             with_header(dim=[3, 9000, 9000, 9000, 1, 1, 1, 1]), r"\(9000, 9000, 9000\), 1.36e\+03 GiB", id="huge"
         ),
