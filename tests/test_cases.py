@@ -65,7 +65,7 @@ def test_a_byte_that_changed_is_noticed_by_the_checksum(tmp_path):
     content = bytearray(gzip.compress(volume.to_bytes(), compresslevel=0))
     content[-30] ^= 1  # a voxel: unpacked it is another number, and nothing else tells
     (tmp_path / "t1.nii.gz").write_bytes(content)
-    with pytest.raises(BadCase, match="t1.nii.gz cannot be read as NIfTI .*CRC"):
+    with pytest.raises(BadCase, match=r"t1.nii.gz cannot be read as NIfTI .*CRC"):
         check_readable(tmp_path / "t1.nii.gz")
 
 
