@@ -249,6 +249,23 @@ def test_the_minutes_are_kept_while_a_run_goes_on_and_added_up_over_its_starts(f
     assert step.record["minutes"] == 6.66
 
 
+def test_a_run_is_asked_to_end_before_it_is_killed(file, ran, monkeypatch):
+    said = "signal.signal(signal.SIGTERM, lambda *_: (print('ended well', flush=True), os._exit(0)))"
+    script = f"import os, signal, time; {said}; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    ran.scripts["real FLAIR, training"] = script
+    with pytest.raises(SystemExit, match="stopped"):
+        study(str(file))
+    assert "ended well" in steps_of(file)[0].log.read_text()
+
+
+def test_other_options_of_the_evaluation_evaluate_again(file, ran):
+    study(str(file), only="real FLAIR")
+    ran.calls.clear()
+    write_study(file.parent, evaluation_options={"section": "validation"})
+    study(str(file), only="real FLAIR")
+    assert ran.calls == ["real FLAIR, evaluating"]
+
+
 def test_more_epochs_train_on_and_evaluate_again(file, ran):
     study(str(file), only="real FLAIR")
     ran.calls.clear()
