@@ -108,14 +108,7 @@ def test_the_command_is_what_a_user_types_in_the_bundles_folder(file):
     )
 
 
-def test_under_torchrun_the_bundles_overlays_for_several_processes_join(tmp_path, file):
-    bundle = tmp_path / "bundle"
-    (bundle / "configs").mkdir(parents=True)
-    for name in ("train", "evaluate", "direct_segmentation"):
-        (bundle / "configs" / f"{name}.json").write_text((BUNDLE / "configs" / f"{name}.json").read_text())
-    for name in ("multi_gpu_train", "multi_gpu_evaluate"):
-        (bundle / "configs" / f"{name}.json").write_text("{}")
-    write_study(tmp_path, bundle=str(bundle))
+def test_under_torchrun_the_bundles_overlays_for_several_processes_join(file):
     step = steps_of(file, processes=2)[1]
     assert step.configs[-2:] == ["multi_gpu_train", "multi_gpu_evaluate"]
     assert "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run" in " ".join(command(step, 2))
