@@ -190,6 +190,19 @@ def test_as_configured_it_is_tested_as_it_was_trained(sample):
     torch.testing.assert_close(network.eval()(sample.source), trained)
 
 
+@pytest.mark.parametrize(("named", "loss"), [(2, 0), (0, 100)], ids=["the target", "a source"])
+def test_the_critic_should_take_the_translation_for_the_target(named, loss):
+    """Two sources, so the target is contrast 2; a wrong name of 100 to 0 costs 100."""
+
+    def critic(image):
+        return image, 100 * torch.eye(3)[[named] * len(image)]
+
+    batch = torch.cat([constant(5), constant(3)], 1), constant(0), constant(1)
+    maps = {"synthetic": constant(0.5), "fine": constant(1)}
+    terms = UaganLoss(WEIGHTS, Painter(), critic, Epoch(0)).terms(maps, *batch)
+    assert terms["contrast"]().item() == pytest.approx(loss)
+
+
 @pytest.mark.parametrize(("epochs_done", "share"), [(0, 1 / 60), (29, 0.5), (59, 1), (200, 1)])
 def test_the_shape_loss_grows_over_sixty_epochs(epochs_done, share):
     maps = {"synthetic": constant(0.5), "fine": constant(1)}

@@ -9,6 +9,8 @@ import pytest
 from tissnet_components.report import write_whole
 from tissnet_components.report.figures import overview, save_slices
 from tissnet_components.report.html import report
+from tissnet_components.report.layouts import typical_cases
+from tissnet_components.report.runs import Run
 
 CASES = """protocol,case,label_ml,fine_dice,fine_assd_mm,fine_hd95_mm,fine_ml
 whole volume,patient_1,30,0.9,1.5,4,28
@@ -226,6 +228,19 @@ def test_a_case_of_unknown_quality_is_an_alarm(runs):
     as_study(runs, alarm={"dice": 0.5, "predicted_dice": 0.1})
     (runs / "tissnet" / "cases.csv").write_text(SYNTHESIS.replace("20,0.2", "20,"))
     assert row_of(page_of(runs), "TISS-Net", "<caption>Quality without a label")[3:] == ["1 / 1 (100 %)", "0 / 1 (0 %)"]
+
+
+def test_typical_cases_are_those_at_the_90th_50th_and_10th_percentile_of_the_dice():
+    cases = {f"case_{number}": {"fine_dice": number / 10} for number in (3, 10, 0, 7, 1, 9, 5, 2, 8, 4, 6)}
+    assert typical_cases(Run("a", "whole volume", cases)) == ["case_9", "case_5", "case_1"]
+
+
+def test_gains_are_over_the_reference_of_the_last_table(runs):
+    rows = {"without FLAIR": ["a"], "TISS-Net": ["b"]}
+    tables = [{"title": name, "head": ["Method"], "rows": rows, "reference": name} for name in rows]
+    as_study(runs, tables=tables)
+    assert "Each case&#39;s Dice minus that of TISS-Net:" in page_of(runs)
+    assert "Each case&#39;s Dice minus that of without FLAIR:" in page_of(runs, reference="without FLAIR")
 
 
 def test_a_picture_that_was_cut_off_is_named(runs):

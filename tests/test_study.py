@@ -108,14 +108,7 @@ def test_the_command_is_what_a_user_types_in_the_bundles_folder(file):
     )
 
 
-def test_under_torchrun_the_bundles_overlays_for_several_processes_join(tmp_path, file):
-    bundle = tmp_path / "bundle"
-    (bundle / "configs").mkdir(parents=True)
-    for name in ("train", "evaluate", "direct_segmentation"):
-        (bundle / "configs" / f"{name}.json").write_text((BUNDLE / "configs" / f"{name}.json").read_text())
-    for name in ("multi_gpu_train", "multi_gpu_evaluate"):
-        (bundle / "configs" / f"{name}.json").write_text("{}")
-    write_study(tmp_path, bundle=str(bundle))
+def test_under_torchrun_the_bundles_overlays_for_several_processes_join(file):
     step = steps_of(file, processes=2)[1]
     assert step.configs[-2:] == ["multi_gpu_train", "multi_gpu_evaluate"]
     assert "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run" in " ".join(command(step, 2))
@@ -247,6 +240,23 @@ def test_the_minutes_are_kept_while_a_run_goes_on_and_added_up_over_its_starts(f
     study(str(file), only="real FLAIR")
     assert kept[:8] == [0, 0, 1.67, 1.67, 3.33, 3.33, 5.0, 5.0]
     assert step.record["minutes"] == 6.66
+
+
+def test_a_run_is_asked_to_end_before_it_is_killed(file, ran, monkeypatch):
+    said = "signal.signal(signal.SIGTERM, lambda *_: (print('ended well', flush=True), os._exit(0)))"
+    script = f"import os, signal, time; {said}; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    ran.scripts["real FLAIR, training"] = script
+    with pytest.raises(SystemExit, match="stopped"):
+        study(str(file))
+    assert "ended well" in steps_of(file)[0].log.read_text()
+
+
+def test_other_options_of_the_evaluation_evaluate_again(file, ran):
+    study(str(file), only="real FLAIR")
+    ran.calls.clear()
+    write_study(file.parent, evaluation_options={"section": "validation"})
+    study(str(file), only="real FLAIR")
+    assert ran.calls == ["real FLAIR, evaluating"]
 
 
 def test_more_epochs_train_on_and_evaluate_again(file, ran):

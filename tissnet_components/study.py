@@ -109,7 +109,7 @@ class Step:
         record, what = self.record, self.what
         if not record:
             return "to do"
-        known = {"reads": what["reads"], **record}  # records of 0.1 do not say what was read: it counts as unchanged
+        known = {"reads": what["reads"], **record}  # older records do not say what was read
         return "done" if record["finished"] and known.items() >= what.items() else "begun"
 
 
