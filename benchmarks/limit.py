@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from benchmarks.measure import show
+
 SECONDS = 3.0  # per kind of work
 
 
@@ -36,4 +38,4 @@ def best(action: Callable[[], object], operations: int) -> float:
 
 
 if __name__ == "__main__":
-    print(limit())
+    show(limit())

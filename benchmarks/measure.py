@@ -7,31 +7,27 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def compare(build: Callable[[str], Callable[[], object]], variants: Sequence[str], repeats: int) -> dict[str, dict]:
-    """Run variants in turn, A B C A B C, after one warm-up each.
+    """Run variants in turn, A B C A B C.
 
     Args:
-        build: gives the action of a variant; it and its module are imported anew by every process.
+        build: gives the action of a variant, in a process of its own.
         variants: the first is what the others are compared with.
-        repeats: timed rounds.
+        repeats: rounds.
 
     Returns:
-        variant -> ``seconds`` (every one), ``median``, ``times_faster`` than the first, ``peak_mib`` of the process, and
-        what the action returned, if that is a dict.
+        variant -> ``seconds`` of each round, their ``median``, ``times_faster`` than the first variant, ``peak_mib`` of
+        memory of the process, and what the action returned, if that is a dict.
     """
     workers = {variant: Worker(build, variant) for variant in variants}
-    rounds = [(variant, worker) for _ in range(repeats) for variant, worker in workers.items()]
-    for variant, worker in tqdm(rounds, build.__module__):
+    for worker in tqdm(list(workers.values()) * repeats, build.__module__):
         worker.run()
     results = {variant: worker.finish() for variant, worker in workers.items()}
     for result in results.values():
@@ -48,6 +44,8 @@ class Worker:
         self.seconds: list[float] = []
         self.process = context.Process(target=_serve, args=(build, variant, other), daemon=True)
         self.process.start()
+        other.close()  # so that a process that fails ends the waiting
+        self.connection.recv()
 
     def run(self) -> None:
         self.connection.send("run")
@@ -55,24 +53,35 @@ class Worker:
 
     def finish(self) -> dict:
         self.connection.send("finish")
-        returned, peak_mib = self.connection.recv()
+        returned, peak = self.connection.recv()
         self.process.join()
-        median = statistics.median(self.seconds)
-        return {"median": median, "seconds": self.seconds, "peak_mib": peak_mib, **returned}
+        return {"median": statistics.median(self.seconds), "seconds": self.seconds, "peak_mib": peak, **returned}
 
 
 def _serve(build: Callable[[str], Callable[[], object]], variant: str, connection: Connection) -> None:
     action, returned = build(variant), None
+    connection.send("ready")
     while connection.recv() == "run":
         start = time.perf_counter()
         returned = action()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         connection.send(time.perf_counter() - start)
-    connection.send((returned if isinstance(returned, dict) else {}, peak_mib()))
+    peak = in_mib(resource.getrusage(resource.RUSAGE_SELF))
+    connection.send((returned if isinstance(returned, dict) else {}, peak))
 
 
-def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
-    """The largest resident memory so far, of this process or of the largest finished child."""
-    kilobytes = resource.getrusage(who).ru_maxrss
-    return kilobytes / (2**20 if platform.system() == "Darwin" else 2**10)
+def in_mib(usage: resource.struct_rusage) -> float:
+    """The largest resident memory that a process had."""
+    return usage.ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def show(results: dict) -> None:
+    """Print what one benchmark found, and on what."""
+    print(json.dumps({**machine(), **results}, indent=2))
+
+
+def machine() -> dict[str, object]:
+    """What ran it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "time": time.ctime()}

@@ -8,7 +8,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.utils import set_determinism
 
-from benchmarks.measure import compare
+from benchmarks.measure import compare, show
 from tissnet_components.inference import best_precision
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "tissnet_brats" / "configs"
@@ -63,3 +63,7 @@ def random_batch(patch_size: list[int]) -> dict[str, MetaTensor]:
 def run(repeats: int = 5) -> dict:
     """Every variant, each with a step more than the one before."""
     return compare(build, list(VARIANTS), repeats)
+
+
+if __name__ == "__main__":
+    show(run())
