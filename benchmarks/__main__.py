@@ -17,7 +17,7 @@ BENCHMARKS: dict[str, Callable[[], dict]] = {
     "inference of a brain, 240 x 240 x 155 mm": inference.run,
     "inference of a box, 256 x 128 x 40 voxels": inference.run_box,
     "training step": training.run,
-    "training data, an epoch of 4 patients": loading.run,
+    "training data, an epoch of 2 patients": loading.run,
     "metrics of a case, 240 x 240 x 155 voxels": metrics.run,
     "segment, from files to files": segmenting.run,
     "growth": growth.run,

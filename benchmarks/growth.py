@@ -13,7 +13,7 @@ from benchmarks.measure import compare, show
 from benchmarks.scans import write_case
 from benchmarks.segmenting import measure
 
-SIDES, CASES, MODALITIES, WIDTHS = (48, 64, 96, 128, 192), (1, 2, 4), (1, 2, 3, 4), (8, 16, 32)
+SIDES, CASES, MODALITIES, WIDTHS = (48, 64, 96, 128), (1, 2), (1, 3), (8, 16, 32)
 
 
 def build(variant: tuple[int, int, int]) -> Callable[[], None]:

@@ -20,7 +20,7 @@ from tissnet_components.inference import CascadeInferer
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 REFERENCE_WINDOWS = {"tissnet_brats": (96, 96, 48), "tissnet_vs": (64, 64, 16)}
-VARIANTS = ["reference", "channels last", "within the brain", "the package's windows", "best precision (package)"]
+VARIANTS = ["reference", "within the brain", "channels last", "the package's windows", "best precision (package)"]
 
 
 def brain(spacing_mm: float, channels: int) -> torch.Tensor:
@@ -45,8 +45,8 @@ def build(variant: str, bundle: str = "tissnet_brats", shape: tuple[int, ...] | 
     channels = parser.get_parsed_content("source_channels")
     image = torch.rand(1, channels, *shape) * 2 - 1 if shape else brain(parser["spacing_mm"][0], channels)
     network = parser.get_parsed_content("network").eval()
-    network = plain(network).eval() if step < 1 else network
-    if step >= 2 and not shape:
+    network = plain(network).eval() if step < 2 else network
+    if step >= 1 and not shape:
         image = CropForeground(select_fn=lambda image: image > -1, allow_smaller=True)(image[0])[None].as_tensor()
     windows = SlidingWindowInferer(REFERENCE_WINDOWS[bundle], 1, overlap=0.5, mode="gaussian", cval=-1)
     own = parser.get_parsed_content("inferer")
@@ -82,9 +82,9 @@ def run(repeats: int = 1) -> dict:
     return compare(build, VARIANTS, repeats)
 
 
-def run_box(repeats: int = 2) -> dict:
+def run_box(repeats: int = 1) -> dict:
     """The box, which holds tissue everywhere."""
-    return compare(build_box, [name for name in VARIANTS if name != "within the brain"], repeats)
+    return compare(build_box, [VARIANTS[0], VARIANTS[-1]], repeats)
 
 
 if __name__ == "__main__":

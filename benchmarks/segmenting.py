@@ -27,7 +27,7 @@ def measure(*options: str) -> tuple[float, float]:
     return time.perf_counter() - start, in_mib(usage)
 
 
-def run(repeats: int = 2) -> dict:
+def run(repeats: int = 1) -> dict:
     """Of one case, in each precision, and of the start alone (imports and ``--help``)."""
     with TemporaryDirectory() as folder:
         case = write_case(Path(folder), "case")

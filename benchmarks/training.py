@@ -60,7 +60,7 @@ def random_batch(patch_size: list[int]) -> dict[str, MetaTensor]:
     return {"image": MetaTensor(image), "target": MetaTensor(target), "label": MetaTensor(label)}
 
 
-def run(repeats: int = 5) -> dict:
+def run(repeats: int = 3) -> dict:
     """Every variant, each with a step more than the one before."""
     return compare(build, list(VARIANTS), repeats)
 

@@ -93,7 +93,7 @@ def test_variants_run_in_processes_and_report_time_memory_and_what_they_return()
 def test_an_epoch_is_loaded_with_and_without_preparing_the_scans_anew(monkeypatch):
     monkeypatch.setattr(scans, "HEAD_MM", (96, 96, 48))
     monkeypatch.setattr(scans, "BRAIN_MM", (90, 90, 45))
-    assert [loading.build(variant)()["batches"] for variant in loading.VARIANTS] == [2, 2]
+    assert [loading.build(variant)()["batches"] for variant in loading.VARIANTS] == [1, 1]
 
 
 def test_growth_is_drawn_for_every_axis(tmp_path):
