@@ -8,8 +8,9 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
+from benchmarks import __main__ as everything
 from benchmarks import growth, inference, loading, metrics, scans, training
-from benchmarks.__main__ import table
+from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
 from tissnet_components.inference import CascadeInferer
@@ -112,3 +113,16 @@ def test_the_table_gives_medians_ratios_memory_and_the_machines_limit():
     text = table(found)
     assert "threads: 2." in text and "matmul float32 100." in text
     assert "| inference | package | 4 s | 2.5 | 100 MiB | windows 3, window 8 x 8 x 4 |" in text
+
+
+def test_a_run_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    measured = []
+    points = {"modalities": {1: {"seconds": 1, "peak_mib": 9}}}
+    runs = {"limit": lambda: measured.append("limit") or {"matmul": 5.0}, "growth": lambda: points}
+    monkeypatch.setattr(everything, "BENCHMARKS", runs)
+    for _ in range(2):
+        benchmark(str(tmp_path))
+    assert measured == ["limit"]
+    assert {file.name for file in tmp_path.iterdir()} == {"limit.json", "growth.json", "growth.png", "table.md"}
+    benchmark(str(tmp_path), anew=True)
+    assert measured == ["limit", "limit"]
