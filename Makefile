@@ -35,7 +35,7 @@ weights: $(VENV)/ready
 	bash weights.sh $(PY) vs "$(CONTOURS)"
 
 bench: $(VENV)/ready
-	$(PY) -m benchmarks
+	$(PY) -W ignore -m benchmarks $(if $(ANEW),--anew)
 
 package-test: $(VENV)/ready # the README's commands with the zips alone, in an environment made for it
 	$(PY) -m pytest environment_tests/test_standalone.py

@@ -1,19 +1,128 @@
-"""The benchmark's table; the timings themselves are for `make bench`."""
+"""The benchmarks: that what is compared gives the same results, and the table; the timings are for `make bench`."""
 
+import copy
+from functools import partial
+
+import pytest
 import torch
+from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
 
-from benchmarks.__main__ import VARIANTS, build, table
+from benchmarks import __main__ as everything
+from benchmarks import growth, inference, loading, metrics, scans, training
+from benchmarks.__main__ import benchmark, table
+from benchmarks.measure import compare
+from benchmarks.reference import FoldedSlices, PlainUpdate, plain
+from tissnet_components.inference import CascadeInferer
+from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
+from tissnet_components.training import AdversarialUpdate
+
+WEIGHTS = {
+    "global_l1": 50,
+    "global_adversarial": 1,
+    "tumor_adversarial": 1,
+    "perceptibility": 25,
+    "coarse": 1,
+    "fine": 1,
+}
+TINY = {"patch_size": [64, 64, 16], "widths": [2, 2, 2, 2, 2], "discriminator_channels": 2}
 
 
-def test_the_table_gives_medians_and_how_much_faster_than_the_first_variant():
-    times = {"slow": {"inference": [4.0, 2.0, 9.0]}, "fast": {"inference": [1.0, 1.0, 8.0]}}
-    assert "| slow | 4.00 s (1.00x) |" in table(times)
-    assert "| fast | 1.00 s (4.00x) |" in table(times)
+def test_the_reference_gives_the_same_maps_with_the_same_weights(network, perceptor, sample):
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm3d):
+            layer.running_mean.normal_()
+    network.eval(), perceptor.eval()
+    reference = plain(network).eval()
+    assert any(isinstance(layer, FoldedSlices) for layer in reference.modules())
+    torch.testing.assert_close(reference.cascade(sample.source), network.cascade(sample.source), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(plain(perceptor)(sample.target), perceptor(sample.target), atol=1e-5, rtol=1e-4)
 
 
-def test_every_variant_is_built_and_runs_one_iteration():
-    tiny = {"patch_size": [64, 64, 16], "widths": [2, 2, 2, 2, 2], "discriminator_channels": 2}
-    for settings in VARIANTS.values():
-        actions = build({**settings, **tiny})
-        actions["inference of a patch"]()
-        assert torch.isfinite(actions["training iteration"]()["loss"])
+def test_the_reference_trains_to_the_same_loss(network, perceptor, discriminators, sample):
+    batch = {name: MetaTensor(value) for name, value in zip(("image", "target", "label"), sample, strict=True)}
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    reference = plain(network), plain(perceptor), copy.deepcopy(discriminators)
+    losses = {}
+    for kind, players in ((AdversarialUpdate, (network, perceptor, discriminators)), (PlainUpdate, reference)):
+        trained, judge, rivals = players
+        update = kind(
+            trained,
+            TissNetLoss(WEIGHTS, 25, judge.eval(), rivals),
+            torch.optim.Adam(trained.parameters()),
+            CascadeInferer(SimpleInferer()),
+            rivals,
+            DiscriminatorLoss(rivals, WEIGHTS),
+            torch.optim.Adam(rivals.parameters()),
+        )
+        losses[kind] = float(update(training.Engine(torch.device("cpu")), batch)["loss"])
+    assert losses[PlainUpdate] == pytest.approx(losses[AdversarialUpdate], rel=1e-4)
+    assert all(weight.grad is not None for weight in reference[2].parameters())
+
+
+def test_every_training_variant_runs_an_iteration():
+    losses = {variant: training.build(variant, **TINY)()["loss"] for variant in training.VARIANTS}
+    first = losses.pop("reference")
+    assert all(loss == pytest.approx(first, rel=0.1) for loss in losses.values())
+
+
+def test_every_inference_variant_looks_at_the_whole_image(monkeypatch):
+    monkeypatch.setattr(inference, "REFERENCE_WINDOWS", {"tissnet_vs": (32, 32, 8)})
+    counts = {variant: inference.build(variant, "tissnet_vs", (40, 32, 8))() for variant in inference.VARIANTS}
+    assert counts["reference"] == {"windows": 2, "window": (32, 32, 8)}
+    assert counts["best precision (package)"] == {"windows": 1, "window": (48, 32, 8)}
+
+
+def test_the_package_measures_what_monai_measures():
+    values = {variant: metrics.build(variant, (48, 48, 32))()["values"] for variant in metrics.VARIANTS}
+    ours = {name: values["package"][name] for name in values["MONAI"]}
+    assert ours == pytest.approx(values["MONAI"], rel=1e-4)
+
+
+def test_variants_run_in_processes_and_report_time_memory_and_what_they_return():
+    """The action of a variant ((key, value),) is dict(variant)."""
+    first, second = (("answer", 6),), (("answer", 7),)
+    found = compare(partial(partial, dict), [first, second], repeats=3)
+    assert (found[first]["answer"], found[second]["answer"]) == (6, 7)
+    assert found[first]["times_faster"] == 1 and len(found[second]["seconds"]) == 3
+    assert found[second]["times_faster"] == found[first]["median"] / found[second]["median"]
+    assert found[second]["peak_mib"] > 10
+
+
+def test_an_epoch_is_loaded_with_and_without_preparing_the_scans_anew(monkeypatch):
+    monkeypatch.setattr(scans, "HEAD_MM", (96, 96, 48))
+    monkeypatch.setattr(scans, "BRAIN_MM", (90, 90, 45))
+    assert [loading.build(variant)()["batches"] for variant in loading.VARIANTS] == [1, 1]
+
+
+def test_growth_is_drawn_for_every_axis(tmp_path):
+    growth.draw(
+        {"modalities": {1: {"seconds": 1, "peak_mib": 9}, 2: {"seconds": 2, "peak_mib": 9}}}, tmp_path / "g.png"
+    )
+    assert (tmp_path / "g.png").stat().st_size > 5000
+
+
+def test_the_table_gives_medians_ratios_memory_and_the_machines_limit():
+    row = {"median": 4.0, "seconds": [4.0], "times_faster": 2.5, "peak_mib": 100.4, "windows": 3, "window": [8, 8, 4]}
+    found = {
+        "limit": {"machine": {"threads": 2}, "results": {"matmul float32": 99.6}},
+        "inference": {"machine": {}, "results": {"package": row}},
+    }
+    text = table(found)
+    assert "threads: 2." in text and "matmul float32 100." in text
+    assert "| inference | package | 4 s | 2.5 | 100 MiB | windows 3, window 8 x 8 x 4 |" in text
+
+
+def test_a_run_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    measured = []
+    points = {"modalities": {1: {"seconds": 1, "peak_mib": 9}}}
+    runs = {"limit": lambda: measured.append("limit") or {"matmul": 5.0}, "growth": lambda: points}
+    monkeypatch.setattr(everything, "BENCHMARKS", runs)
+    for _ in range(2):
+        benchmark(str(tmp_path))
+    assert measured == ["limit"]
+    assert {file.name for file in tmp_path.iterdir()} == {"limit.json", "growth.json", "growth.png", "table.md"}
+    benchmark(str(tmp_path), anew=True)
+    assert measured == ["limit", "limit"]

@@ -182,12 +182,13 @@ def test_inference_runs_the_network_that_was_trained(overlays):
 
 def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
     train, inference = read("train") | read("weights"), read("inference")
-    own = {"imports", "network", "preprocessing", "initialize", "run", "image_settings", "spacing_mm", "percentiles"}
+    told = {"image_settings", "spacing_mm", "percentiles"}
+    own = {"imports", "network", "precision", "preprocessing", "initialize", "run", *told}
     shared = (train.keys() & inference.keys()) - own - {"patch_size", "window_size"}
     assert {"widths", "source_modalities", "dropout", "norm"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
-    told = inference["image_settings"]["default"]
-    assert told == {name: train[name] for name in ("spacing_mm", "percentiles")}
+    default = inference["image_settings"]["default"]
+    assert default == {name: train[name] for name in ("spacing_mm", "percentiles")}
 
 
 def test_inference_prepares_images_as_the_file_beside_the_weights_tells(tmp_path):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from monai.metrics.regression import compute_ssim_and_cs
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -105,6 +107,17 @@ def test_assd_and_hd95_equal_a_brute_force_over_all_pairs_of_surface_voxels(spac
 
 
 @pytest.mark.parametrize("spacing_mm", ANISOTROPIC, ids=str)
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
+def test_assd_and_hd95_equal_monais(spacing_mm):
+    masks, settings = (blob(0)[None, None], blob(1)[None, None]), {"include_background": True, "spacing": spacing_mm}
+    found = surface_distances_mm(blob(0), blob(1), spacing_mm)
+    assd = compute_average_surface_distance(*masks, symmetric=True, **settings)
+    assert found["assd_mm"] == pytest.approx(float(assd), rel=1e-5)
+    hd95 = compute_hausdorff_distance(*masks, percentile=95, **settings)
+    assert found["hd95_mm"] == pytest.approx(float(hd95), rel=1e-5)
+
+
+@pytest.mark.parametrize("spacing_mm", ANISOTROPIC, ids=str)
 def test_hd95_is_pymics_and_not_medpys(spacing_mm):
     """PyMIC: the larger of sorted(distances)[int(0.95 n)] of the two directions; no interpolation between ranks."""
     masks = cube(2, 7) + voxels((12, 12, 10), (13, 12, 10), (12, 13, 9), (9, 9, 9), (8, 8, 8), (7, 7, 9)), cube(2, 7)
@@ -179,6 +192,14 @@ def test_the_ssim_map_cut_to_a_box_is_that_of_the_cut_images():
     box = (slice(3, 17), slice(2, 20), slice(4, 16))
     inside = ssim_map(synthetic, target)[3:7, 2:10, 4:6]
     assert torch.allclose(inside, ssim_map(synthetic[box], target[box]), atol=1e-5)
+
+
+@pytest.mark.parametrize("equal", [np.s_[:0], np.s_[:9], np.s_[:, :, 12:], np.s_[:]], ids=str)
+def test_the_ssim_map_equals_monais_also_where_the_images_are_equal(equal):
+    synthetic, target = noisy_pair((48, 22, 24))
+    synthetic[equal] = target[equal]
+    monai = compute_ssim_and_cs(synthetic[None, None], target[None, None], 3, [11] * 3, [1.5] * 3, data_range=2)[0]
+    assert torch.allclose(ssim_map(synthetic, target), monai[0, 0], atol=1e-5)
 
 
 def test_an_image_thinner_than_the_window_has_no_ssim():

@@ -9,7 +9,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
 from tissnet_components.handlers import losses_of
-from tissnet_components.inference import CascadeInferer
+from tissnet_components.inference import CascadeInferer, FittedWindowInferer, best_precision
 from tissnet_components.losses import TERMS, DiscriminatorLoss, TissNetLoss
 from tissnet_components.training import AdversarialUpdate, constant_then_linear, step
 from tissnet_components.unet25d import UNet25D
@@ -331,6 +331,45 @@ def test_sliding_windows_of_a_real_cascade_cover_a_volume(network):
     assert {name: tuple(value.shape) for name, value in maps.items()} == dict.fromkeys(
         ["synthetic", "coarse", "fine", "error", "refined"], (1, 1, 40, 33, 11)
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "windows"),
+    [
+        pytest.param((19, 8, 7), {(32, 16, 8)}, id="a small volume is one window, padded to the network's stride"),
+        pytest.param((48, 70, 12), {(48, 48, 12)}, id="a long one is several of the largest"),
+    ],
+)
+def test_a_window_is_no_larger_than_the_volume_needs(shape, windows):
+    image, seen = torch.randn(1, 1, *shape), set()
+
+    def double(patch):
+        seen.add(tuple(patch.shape[2:]))
+        return 2 * patch
+
+    doubled = FittedWindowInferer((48, 48, 12), 1, overlap=0.25, mode="gaussian", cval=-1)(image, double)
+    assert seen == windows
+    torch.testing.assert_close(doubled, 2 * image)
+
+
+def test_one_fitted_window_gives_the_maps_of_the_whole_volume(network):
+    image = torch.randn(1, 3, 32, 48, 8)
+    fitted = CascadeInferer(FittedWindowInferer((96, 96, 48), 1, overlap=0.25, mode="gaussian"))(image, network.eval())
+    torch.testing.assert_close(fitted, CascadeInferer(SimpleInferer())(image, network), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("able", "best"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bfloat16_where_the_processor_has_it(monkeypatch, able, best):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
+    probe = Probe()
+    CascadeInferer(SimpleInferer(), "auto")(torch.zeros(1, 1, 2, 2, 2), probe)
+    assert probe.precisions == {best}
+
+
+@pytest.mark.parametrize(("able", "best"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_without_bfloat16_of_its_own_works_in_float32(monkeypatch, able, best):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    assert best_precision(torch.device("cuda")) == best
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

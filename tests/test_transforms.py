@@ -6,9 +6,10 @@ import pytest
 import torch
 from cohort import oblique_affine, save
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, Invertd, RandScaleIntensity
+from monai.transforms import Compose, CropForegroundd, Invertd, RandScaleIntensity, Spacingd
 
 from tissnet_components.datasets.cases import BadCase
+from tissnet_components.inference import InvertTogetherd
 from tissnet_components.transforms import (
     AbsoluteDifferenced,
     LoadCased,
@@ -148,6 +149,24 @@ def test_what_was_cropped_before_normalising_can_be_put_back():
     assert restored["map"].shape == volume.shape
     torch.testing.assert_close(restored["map"].as_tensor() - 1, NormalizeBrain(0, 100)(volume))
     np.testing.assert_allclose(restored["map"].affine, OBLIQUE)
+
+
+def test_maps_inverted_together_are_what_they_are_alone():
+    spacing = Spacingd("image", pixdim=(0.7, 1.3, 2.0), mode="bilinear")
+    crop = CropForegroundd("image", source_key="image", select_fn=lambda image: image > 0.2, allow_smaller=True)
+    preprocessing = Compose([spacing, crop])
+    data = preprocessing({"image": MetaTensor(torch.rand(2, 9, 8, 7), affine=torch.from_numpy(OBLIQUE))})
+    maps = {
+        name: MetaTensor(torch.rand(count, *data["image"].shape[1:])) for name, count in (("fine", 1), ("error", 2))
+    }
+    alone = Invertd(list(maps), preprocessing, orig_keys="image", nearest_interp=False)({**data, **maps})
+    keys = ["fine", "absent", "error"]
+    together = InvertTogetherd(keys, preprocessing, "image", allow_missing_keys=True)({**data, **maps})
+    assert together.keys() == alone.keys()
+    for name in maps:
+        torch.testing.assert_close(together[name].as_tensor(), alone[name].as_tensor())
+        np.testing.assert_array_equal(together[name].affine, alone[name].affine)
+        assert together[name].meta.keys() == alone[name].meta.keys()
 
 
 def test_two_maps_differ_by_their_absolute_difference():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tissnet_components.unet25d import Decoder25D, DualBranchUNet25D, Encoder25D, PReLU, UNet25D
+from tissnet_components.unet25d import Decoder25D, DualBranchUNet25D, Encoder25D, PReLU, UNet25D, UpBlock
 
 WIDTHS = [2, 4, 4, 4, 4]
 PAPER, WIDE = [16, 32, 64, 128, 256], [32, 64, 128, 256, 512]
@@ -119,6 +119,14 @@ def test_half_precision_stays_inside_the_network():
         assert value.dtype == torch.float32
         assert not torch.equal(value, exact[name])
         torch.testing.assert_close(value, exact[name], atol=0.05, rtol=0)
+
+
+def test_half_precision_holds_where_a_decoder_joins_its_skip():
+    block, joined = UpBlock(4, 2, True, "interpolation"), []
+    block.convolve.register_forward_pre_hook(lambda _, inputs: joined.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        block(torch.randn(1, 4, 4, 4, 4), torch.randn(1, 2, 8, 8, 4).bfloat16())
+    assert joined == [torch.bfloat16]
 
 
 def test_channels_last_gives_the_same_maps():

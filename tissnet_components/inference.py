@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from monai.config import DtypeLike, KeysCollection
 from monai.data import NibabelWriter
-from monai.inferers import Inferer
-from monai.transforms import MapTransform, SaveImaged
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.transforms import Invertd, MapTransform, SaveImaged, Transform
 from torch import nn
 
 from tissnet_components.datasets.brats import find_cases
@@ -25,12 +25,22 @@ MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreemen
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def best_precision(device: torch.device) -> str:
+    """``bfloat16`` where the device has instructions for it, else ``float32``."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # PyTorch before 2.6 cannot tell
+        able = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return "bfloat16" if able else "float32"
+
+
 class CascadeInferer(Inferer):
     """Runs another inferer on ``network.cascade`` (every map) instead of ``forward``, in a chosen precision.
 
     Args:
         inferer: such as ``SimpleInferer`` (patches) or ``SlidingWindowInferer`` (whole volumes).
-        precision: ``float32``, ``bfloat16`` (CPU, CUDA) or ``float16`` (CUDA); mixed, by ``torch.autocast``.
+        precision: ``float32``, ``bfloat16`` (CPU, CUDA) or ``float16`` (CUDA); mixed, by ``torch.autocast``. ``auto``
+            is what `best_precision` says of the device.
 
     Shapes:
         inputs: (B, C, X, Y, Z).
@@ -42,19 +52,44 @@ class CascadeInferer(Inferer):
 
     def __init__(self, inferer: Inferer, precision: str = "float32") -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; known: {list(PRECISIONS)}")
+        if precision not in (*PRECISIONS, "auto"):
+            raise ValueError(f"unknown precision {precision!r}; known: {[*PRECISIONS, 'auto']}")
         self.inferer = inferer
         self.precision = precision
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The context that gives the chosen precision on a device."""
-        return torch.autocast(device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
+        precision = best_precision(device) if self.precision == "auto" else self.precision
+        return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
 
     def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         cascade = getattr(network, "module", network).cascade
         with self.autocast(inputs.device):
             return self.inferer(inputs, cascade, *args, **kwargs)
+
+
+class FittedWindowInferer(SlidingWindowInferer):
+    """MONAI's sliding window, which pads a volume smaller than the window to it; this one shrinks the window instead.
+
+    So a generous window takes a usual head in one piece, and bounds the memory that an unusual one needs.
+
+    Args:
+        roi_size: the largest window, in voxels.
+        stride: multiples of which the network needs a window to be; what they add to a volume is padding.
+        args, kwargs: of ``SlidingWindowInferer``.
+
+    Shapes:
+        inputs: (B, C, X, Y, Z).
+    """
+
+    def __init__(self, roi_size: Sequence[int], *args: Any, stride: Sequence[int] = (16, 16, 4), **kwargs: Any) -> None:
+        super().__init__(roi_size, *args, **kwargs)
+        self.largest, self.stride = tuple(roi_size), tuple(stride)
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        needed = (-(-length // stride) * stride for length, stride in zip(inputs.shape[2:], self.stride, strict=True))
+        self.roi_size = tuple(map(min, self.largest, needed))
+        return super().__call__(inputs, network, *args, **kwargs)
 
 
 class CheckedCases:
@@ -120,6 +155,31 @@ def report_failed(cases: Mapping[str, str]) -> None:
     reasons = [f"{case}: {reason}" for case, reason in cases.items()]
     print(f"{len(cases)} not run:", *reasons, sep="\n  ", file=sys.stderr)
     raise SystemExit(1)
+
+
+class InvertTogetherd(MapTransform):
+    """MONAI's ``Invertd`` of maps on one grid, interpolated: all in one pass, as channels of one image.
+
+    Args:
+        keys: the maps.
+        transform: what is to be undone.
+        orig_keys: the image that went through it.
+
+    Shapes:
+        maps: (C, X, Y, Z), each its own C; the same comes back on the image's first grid.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, transform: Transform, orig_keys: str, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.invert = Invertd("together", transform, orig_keys=orig_keys, nearest_interp=False)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        names = list(self.key_iterator(data))
+        together = torch.cat([data[name] for name in names])
+        restored = self.invert({**data, "together": together})["together"]
+        return {**data, **dict(zip(names, restored.split([len(data[name]) for name in names]), strict=True))}
 
 
 class WholeFileWriter(NibabelWriter):

@@ -76,7 +76,8 @@ class UpBlock(nn.Module):
         self.convolve = ConvBlock(2 * skip_channels, skip_channels, planar, norm=norm)
 
     def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return self.convolve(torch.cat([skip, self.up(features)], dim=1))
+        upsampled = self.up(features).to(skip.dtype)  # on CPU, autocast interpolates in float32
+        return self.convolve(torch.cat([skip, upsampled], dim=1))
 
 
 def pad_far_ends(image: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
