@@ -25,7 +25,7 @@ from monai.utils import convert_to_tensor
 from rich.console import Console
 from rich.table import Table
 
-from .report import write_whole
+from .files import write_whole
 
 Box = tuple[slice, slice, slice]
 SEGMENTATIONS = {  # map -> its name in the columns
