@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +22,7 @@ from tissnet_components.datasets.simulated_brain import load_atlas
 from tissnet_components.datasets.simulated_glioma import glioma_patient
 from tissnet_components.datasets.simulated_skull_base import SPACING_MM
 from tissnet_components.datasets.simulated_vestibular import Contours, tumor_contours, vestibular_patient
+from tissnet_components.files import to_json, whole_folder, write_whole
 
 ATLAS = (
     "ICBM 2009a Nonlinear Symmetric, from the nilearn package. Copyright (C) 1993-2004 Louis Collins, "
@@ -60,8 +59,8 @@ TASKS = {
         "vestibular schwannoma",
         "No patient was scanned. Anatomy: the brain of the ICBM152 atlas in a skull base of simple solids, deformed "
         "at random. Images: signal equations of balanced and of spoiled gradient echoes with relaxation times at "
-        "1.5 T, contrast agent, flow, banding, partial volume, coil shading and Rician noise. No evidence of how "
-        "anything performs on real images.",
+        "1.5 T, contrast agent, flow, banding, partial volume within the brain, coil shading and Rician noise. No "
+        "evidence of how anything performs on real images.",
     ),
 }
 
@@ -94,7 +93,7 @@ def phantom(
         seed: which patients, a non-negative integer.
         spacing: voxel size in mm of "brats", 0.5 to 6, by default 2. 1 gives 240 x 240 x 155 voxels as BraTS has, 2
             gives 120 x 120 x 78. "vs" always has 272 x 160 x 40 voxels of 0.41 x 0.41 x 1.5 mm.
-        workers: processes, by default one per processor; each needs about 0.6 GB at 2 mm and 2 GB at 1 mm or for "vs".
+        workers: processes, by default one per processor; each needs about 0.6 GB (2 mm), 2 GB (1 mm) or 0.8 GB ("vs").
         contours: folder with contours of Vestibular-Schwannoma-SEG, whose tumors "vs" then takes the shapes of.
 
     Returns:
@@ -115,8 +114,8 @@ def phantom(
     write = partial(write_case, Cohort(task, folder, seed, voxel_mm, tumors))
     try:
         claim_folder(folder, describe(task, seed, voxel_mm, tumors))
-        run_parallel(write, missing_cases(folder, cases), workers or os.cpu_count() or 1)
-        return write_json(folder / "datalist.json", datalist(task, cases, seed))
+        run_parallel(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
+        return write_whole(folder / "datalist.json", to_json(datalist(task, cases, seed)))
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
 
@@ -166,27 +165,18 @@ def claim_folder(folder: Path, description: dict) -> None:
     """Create `folder` and leave the description there, or refuse it when another cohort is in it."""
     file = folder / "dataset_description.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if file.exists() and file.read_text(encoding="utf-8") != to_json(description):
+    if file.exists() and file.read_bytes() != to_json(description):
         raise ValueError(f"{file} differs in task, seed, spacing, contours or version; choose another --out")
-    write_json(file, description)
-
-
-def to_json(content: dict) -> str:
-    return json.dumps(content, indent=2) + "\n"
-
-
-def write_json(file: Path, content: dict) -> Path:
-    hidden = file.with_name(f".{file.name}.partial")
-    hidden.write_text(to_json(content), encoding="utf-8")
-    return hidden.replace(file)
+    write_whole(file, to_json(description))
 
 
 def case_name(index: int) -> str:
     return f"Phantom_{index + 1:04d}"
 
 
-def missing_cases(folder: Path, cases: int) -> list[int]:
-    return [index for index in range(cases) if not (folder / case_name(index)).exists()]
+def missing_cases(folder: Path, cases: int, task: Task) -> list[int]:
+    files = {index: files_of(case_name(index), task).values() for index in range(cases)}
+    return [index for index in files if not all((folder / file).is_file() for file in files[index])]
 
 
 @dataclass(frozen=True)
@@ -208,15 +198,12 @@ class Cohort:
 
 
 def write_case(cohort: Cohort, index: int) -> None:
-    """Simulate case `index`; its folder appears under its name only when it is whole."""
+    """Simulate case `index`; its files appear in their folder only when all are written."""
     rng = np.random.default_rng(np.random.SeedSequence(cohort.seed, spawn_key=(index,)))
     name = case_name(index)
-    hidden = cohort.folder / f".{name}.partial"
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir()
-    for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index)).items():
-        nib.save(to_nifti(array, cohort.voxel_mm), hidden / f"{name}_{kind}.nii.gz")
-    hidden.rename(cohort.folder / name)
+    with whole_folder(cohort.folder / name) as hidden:
+        for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index)).items():
+            nib.save(to_nifti(array, cohort.voxel_mm), hidden / f"{name}_{kind}.nii.gz")
 
 
 def to_nifti(array: np.ndarray, voxel_mm: tuple[float, ...]) -> nib.Nifti1Image:
@@ -242,7 +229,7 @@ def run_parallel(write: Callable[[int], None], indices: list[int], workers: int)
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(progress(pool.map(write, indices)))
     except BrokenProcessPool as error:
-        raise RuntimeError("a worker died, perhaps for lack of memory; run again with --workers 1") from error
+        raise ValueError("a worker died, perhaps for lack of memory; run again with --workers 1") from error
 
 
 def datalist(task: str, cases: int, seed: int) -> dict:
@@ -261,10 +248,15 @@ def datalist(task: str, cases: int, seed: int) -> dict:
 
 
 def entry(name: str, task: Task) -> dict:
-    files = {kind: f"{name}/{name}_{kind}.nii.gz" for kind in (*task.sources, task.target, "seg")}
+    files = files_of(name, task)
     return {
         "case": name,
         "image": [files[s] for s in task.sources],
         "target": files[task.target],
         "label": files["seg"],
     }
+
+
+def files_of(name: str, task: Task) -> dict[str, str]:
+    """Kind of image -> file of a case, relative to the cohort's folder."""
+    return {kind: f"{name}/{name}_{kind}.nii.gz" for kind in (*task.sources, task.target, "seg")}
