@@ -24,7 +24,7 @@ from tissnet_components.datasets.brats import prepare_brats
 from tissnet_components.datasets.cases import SECTIONS, check_case
 from tissnet_components.datasets.phantom import phantom
 from tissnet_components.datasets.vestibular import prepare_vs
-from tissnet_components.report import write_whole
+from tissnet_components.files import write_whole
 from tissnet_components.report.html import report
 
 

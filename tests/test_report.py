@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tissnet_components.report import write_whole
+from tissnet_components.files import write_whole
 from tissnet_components.report.figures import overview, save_slices
 from tissnet_components.report.html import report
 from tissnet_components.report.layouts import typical_cases
@@ -358,10 +358,3 @@ def test_a_folder_without_results_is_refused(tmp_path):
         report(str(tmp_path))
     with pytest.raises(ValueError, match="is not a folder"):
         report(str(tmp_path / "nowhere"))
-
-
-def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
-    (tmp_path / "report.html").mkdir()
-    with pytest.raises(ValueError, match=r"report.html cannot be written \(Is a directory\)"):
-        write_whole(tmp_path / "report.html", b"page")
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

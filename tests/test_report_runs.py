@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tissnet_components.report import digest, write_whole
+from tissnet_components.files import digest, write_whole
 from tissnet_components.report.runs import notes, read_runs, records_of, study_of
 
 HEAD = "protocol,case,label_ml,fine_dice,fine_hd95_mm,fine_ml\n"

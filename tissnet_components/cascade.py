@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tissnet_components.errors import answered
-from tissnet_components.report import write_whole
+from tissnet_components.files import write_whole
 
 SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
 

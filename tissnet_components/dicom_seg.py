@@ -10,7 +10,7 @@ import numpy as np
 
 from tissnet_components.datasets.cases import BadCase
 from tissnet_components.datasets.dicom import LPS_TO_RAS, import_pydicom
-from tissnet_components.report import write_whole
+from tissnet_components.files import write_whole
 
 SERIES_NUMBER = 9001  # after any of the scanner's own
 FILING = (  # what a PACS files by; all that is read of the patient and the study, and so all that is passed on

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tissnet_components.cascade import check_image_settings, check_weights_fit, keep_image_settings, read_state
-from tissnet_components.report import write_whole
+from tissnet_components.files import write_whole
 from tissnet_components.report.figures import overview
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch import nn
 from tissnet_components.datasets.brats import find_cases
 from tissnet_components.datasets.cases import check_case_name, load_datalist, usable_cases
 from tissnet_components.errors import answered
-from tissnet_components.report import whole
+from tissnet_components.files import whole
 from tissnet_components.report.figures import overview, save_slices
 
 MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}

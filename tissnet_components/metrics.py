@@ -27,7 +27,7 @@ from rich.table import Table
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from .report import write_whole
+from .files import write_whole
 
 Box = tuple[slice, slice, slice]
 SEGMENTATIONS = {  # map -> its name in the columns

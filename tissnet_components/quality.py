@@ -13,8 +13,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 
+from tissnet_components.files import write_whole
 from tissnet_components.metrics import dice
-from tissnet_components.report import write_whole
 
 THRESHOLDS = {"agreement", "mean_error", "mean_disagreement", "edge_voxels"}
 

@@ -23,7 +23,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from tissnet_components.datasets.folds import fold_datalists
-from tissnet_components.report import digest, slug, to_json, write_whole
+from tissnet_components.files import digest, to_json, write_whole
+from tissnet_components.report import slug
 from tissnet_components.report.layouts import check_keys, check_report, evaluated
 
 ROW_KEYS = {  # of a row, and of all rows

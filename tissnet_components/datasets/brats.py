@@ -25,7 +25,7 @@ from tissnet_components.datasets.cases import (
     check_readable,
     usable_cases,
 )
-from tissnet_components.report import whole
+from tissnet_components.files import whole
 
 PAPER_SPLIT = (258, 37, 74)  # of BraTS 2020's 369 patients: training, validation, test
 NAMES = {  # until 2021, from 2023 on, elsewhere

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tissnet_components.datasets.brats import patient_of
 from tissnet_components.datasets.cases import SECTIONS, load_datalist
-from tissnet_components.report import to_json, write_whole
+from tissnet_components.files import to_json, write_whole
 
 
 def fold_datalists(content: Mapping) -> dict[str, str]:

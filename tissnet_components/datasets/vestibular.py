@@ -35,7 +35,7 @@ from tissnet_components.datasets.contours import (
     tumor_mask,
 )
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
-from tissnet_components.report import write_whole
+from tissnet_components.files import write_whole
 
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
 PATIENT = re.compile(r"(?:VS-SEG-|vs_gk_|sub-)0*(\d+)", re.IGNORECASE)

@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from . import write_whole
+from ..files import write_whole
 
 IMAGES = {"source": "source", "synthetic": "synthetic", "target": "real target"}
 PROBABILITIES = {"coarse": "coarse", "fine": "fine", "error": "predicted error", "disagreement": "disagreement"}

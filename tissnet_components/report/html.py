@@ -10,7 +10,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from . import formats, plots, write_whole
+from ..files import write_whole
+from . import formats, plots
 from .layouts import (
     case_table,
     check_report,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import digest, slug
+from ..files import digest
+from . import slug
 
 FOLD = re.compile(r"fold_\d+")
 RECORD = ("minutes", "machine", "finished")

@@ -1,0 +1,56 @@
+"""Files that appear under their name only when they are complete."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A hidden file to write to; it takes the name of ``path`` when it is complete and on the disk. Makes the folder.
+
+    Raises:
+        ValueError: the disk is full, or the folder cannot be written to; what stood under the name still does.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{os.getpid()}_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror or error}); make room or choose another folder, and start again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
+    """Write a file that appears under its name only when it is complete, see `whole`."""
+    with whole(path) as unfinished:
+        unfinished.write_bytes(content)
+    return Path(path)
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's content; nothing without the file."""
+    path = Path(path)
+    return _digest(path, path.stat().st_mtime_ns) if path.is_file() else ""
+
+
+@cache
+def _digest(path: Path, modified_ns: int) -> str:
+    """Once for each content: a study asks for the same weights again and again."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def to_json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
