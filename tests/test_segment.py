@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser
 
 from tissnet_components import __main__ as command_line
 from tissnet_components import cascade
+from tissnet_components.datasets.dicom import find_series
 from tissnet_components.errors import mendable_cause
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.segment import segment
@@ -508,11 +509,16 @@ def test_one_scan_given_twice_is_refused(bundle, scans):
     )
 
 
-def write_dicom(file: str, folder: Path, name: str = "1-{:03d}.dcm", description: str = "research") -> str:
+def write_dicom(
+    file: str, folder: Path, name: str = "1-{:03d}.dcm", description: str = "research", agent: str = ""
+) -> str:
     """A scan as a DICOM series; returns the folder."""
     image = nib.load(file)
     upright = nib.Nifti1Image(np.asarray(image.dataobj).clip(0), image.affine)
-    save_all(slices_of(upright, description=description), folder, name)
+    items = slices_of(upright, description=description)
+    for item in items:
+        item.ContrastBolusAgent = agent
+    save_all(items, folder, name)
     return str(folder)
 
 
@@ -551,6 +557,17 @@ def test_the_series_of_a_case_may_lie_in_one_folder(bundle, scans, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_two_series_of_one_name_in_one_folder_are_told_apart_by_their_contrast_agent(bundle, scans, tmp_path):
+    for name, file in scans.items():
+        description, agent = ("t2_tse", "") if name == "t2" else ("t1_mpr", "Gadovist" if name == "t1ce" else "")
+        write_dicom(file, tmp_path / "scans" / "anna", name + "-{:03d}.dcm", description, agent)
+        write_dicom(file, tmp_path / "apart" / "anna" / name)
+    for cases in ("scans", "apart"):
+        segment(str(bundle), cases=str(tmp_path / cases), out=str(tmp_path / f"{cases}_out"), outputs="error")
+    found, expected = (voxels(tmp_path / f"{cases}_out/anna/anna_error.nii.gz") for cases in ("scans", "apart"))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_folder_of_dicom_folders_is_a_cohort_and_results_in_it_are_not(vs_bundle, scans, tmp_path, capsys):
     write_dicom(scans["t2"], tmp_path / "anna")
     write_dicom(scans["t2"], tmp_path / "bert" / "t2")
@@ -572,7 +589,8 @@ def test_dicom_series_on_other_grids_are_refused_by_name(bundle, scans, tmp_path
     folders = {name: write_dicom(file, tmp_path / name) for name, file in scans.items()}
     folders["t2"] = write_dicom(tmp_path / "moved.nii.gz", tmp_path / "moved")
     said = refused(bundle, **folders, out=str(tmp_path / "out"))
-    assert said.startswith(f"MR series research of P1 in {tmp_path / 'moved'} has affine")
+    (moved,) = find_series(folders["t2"])
+    assert said.startswith(f"MR series research of P1 in {tmp_path / 'moved'} (UID {moved.uid}) has affine")
     assert "resample one to the other's grid" in said
 
 

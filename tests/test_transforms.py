@@ -43,6 +43,11 @@ def test_the_files_of_a_case_become_channels_in_their_order(case):
     np.testing.assert_array_equal(loaded["target"][0], scan(5))
 
 
+def test_a_file_that_is_named_twice_fills_two_channels(case):
+    image = LoadCased("image")({"image": [case["image"][0]] * 2})["image"]
+    np.testing.assert_array_equal(image, [scan(), scan()])
+
+
 def test_a_loaded_case_knows_its_place_in_space_and_its_name(case):
     image = LoadCased("image")(case)["image"]
     np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-6)

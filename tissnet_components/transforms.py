@@ -58,15 +58,15 @@ class LoadCased(MapTransform):
         loaded, grids = dict(data), {}
         for key in self.key_iterator(loaded):
             volumes = self.read(data[key], check_label if key in self.label_keys else check_intensities)
-            grids.update({name: (volume.shape, volume.affine) for name, volume in volumes.items()})
+            grids.update({name: (volume.shape, volume.affine) for name, volume in volumes})
             check_same_grid(grids)
-            loaded[key] = self._stack(list(volumes.values()), next(iter(volumes)), data.get("case", ""))
+            loaded[key] = self._stack([volume for _, volume in volumes], volumes[0][0], data.get("case", ""))
         return loaded
 
-    def read(self, given: str | PathLike | Sequence, check: Callable) -> dict[str, nib.Nifti1Pair]:
-        """The checked volumes of one key, by file."""
+    def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
+        """The checked volumes of one key, each with its file, in their order."""
         files = [given] if isinstance(given, str | PathLike) else given
-        return {str(file): self._read(file, check) for file in files}
+        return [(str(file), self._read(file, check)) for file in files]
 
     @staticmethod
     def _read(file: str | PathLike | Series, check: Callable) -> nib.Nifti1Pair:
@@ -116,7 +116,7 @@ class LoadImageCased(LoadCased):
             loaded[key].meta["filename_or_obj"] = loaded[key].meta["filename_or_obj"].split(".nii")[0]
         return loaded
 
-    def read(self, given: str | PathLike | Sequence, check: Callable) -> dict[str, nib.Nifti1Pair]:
+    def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         if not isinstance(given, str | PathLike):
             return super().read(given, check)
         with answered(404):
@@ -128,7 +128,7 @@ class LoadImageCased(LoadCased):
         one = len(self.modalities) == 1
         return super().read(given if one else find_siblings(given, self.modalities), check)
 
-    def _channels(self, volume: nib.Nifti1Pair, file: str, check: Callable) -> dict[str, nib.Nifti1Pair]:
+    def _channels(self, volume: nib.Nifti1Pair, file: str, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         if volume.shape[3] != len(self.modalities):
             raise BadCase(
                 f"{file} has {volume.shape[3]} channels, expected {len(self.modalities)} along its fourth axis: "
@@ -136,8 +136,8 @@ class LoadImageCased(LoadCased):
             )
         check_three_axes(volume.shape[:3], file)
         named = zip(self.modalities, nib.four_to_three(volume), strict=True)
-        channels = {f"{file}, {name}": channel for name, channel in named}
-        for name, channel in channels.items():
+        channels = [(f"{file}, {name}", channel) for name, channel in named]
+        for name, channel in channels:
             check(np.asanyarray(channel.dataobj), name)
         return channels
 

@@ -43,7 +43,8 @@ class Series:
     unreadable: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.modality} series {self.description or self.uid} of {self.patient} in {self.files[0].parent}"
+        what = f"{self.modality} series {self.description}".strip()
+        return f"{what} of {self.patient} in {self.files[0].parent} (UID {self.uid})"
 
 
 def find_series(folder: str | Path) -> list[Series]:
