@@ -9,19 +9,32 @@ from tissnet_components.datasets.dicom import IMAGE_MODALITIES, Series, find_ser
 T1 = re.compile(r"(?<![a-z0-9])t1|mprage|flash|bravo", re.IGNORECASE)
 T2 = re.compile(r"(?<![a-z0-9])t2|ciss|fiesta|drive", re.IGNORECASE)
 FLAIR = re.compile(r"flair|dark.?fluid", re.IGNORECASE)
-ENHANCED = re.compile(r"gad|\+c|(?<![a-z])(?:gd|ce|post|km)(?![a-z])|(?<=t1)(?:ce|c|gd)(?![a-z])", re.IGNORECASE)
+AGENT = r"(?:gad[a-z]*|contrast|gd|ce|km|\+?c)(?![a-z])"
+PLAIN = re.compile(
+    rf"(?<![a-z])(?:pre(?![a-z]|[ _-]?op)(?:[ _-]*{AGENT})?|w/?o(?:[ _-]*{AGENT}|$)|(?:non?|without|ohne)[ _-]*{AGENT})",
+    re.IGNORECASE,
+)
+ENHANCED = re.compile(
+    r"gad|contrast|\+c(?![a-z])|(?<![a-z])(?:c\+|(?:gd|ce|km)(?![a-z])|post(?![a-z]|[ _-]?op))"
+    r"|(?<=t1)(?:ce|c|gd)(?![a-z])",
+    re.IGNORECASE,
+)
+NO_AGENT = re.compile(r"(?:no(?:ne)?|n/?a|without|ohne|0|-)?", re.IGNORECASE)  # as typed where one must be entered
 
 
 def weighting(series: Series) -> str | None:
     """``t1``, ``t1ce``, ``t2`` or ``flair``, by description and contrast agent; None where they do not tell one."""
     text = series.description
-    if FLAIR.search(text):
+    if FLAIR.search(text) and not T1.search(text):  # "T1 FLAIR" is T1
         return "flair"
     if bool(T1.search(text)) == bool(T2.search(text)):
         return None
     if T2.search(text):
         return "t2"
-    return "t1ce" if series.agent or ENHANCED.search(text) else "t1"
+    plain, enhanced = PLAIN.search(text), ENHANCED.search(PLAIN.sub(" ", text))
+    if plain:
+        return None if enhanced else "t1"
+    return "t1ce" if enhanced or not NO_AGENT.fullmatch(series.agent) else "t1"
 
 
 def choose_series(folder: str | Path, modality: str) -> Series:
