@@ -568,6 +568,18 @@ def test_two_series_of_one_name_in_one_folder_are_told_apart_by_their_contrast_a
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [("t1_mpr", "(UID {uid}) would be more than one of t1, t1ce, t2"), ("t2_tse", "looks like t1: 't2_tse'")],
+    ids=["in place of two", "of another modality"],
+)
+def test_a_series_does_not_stand_in_for_another(bundle, scans, tmp_path, description, reason):
+    folder = write_dicom(scans["t1"], tmp_path / "t1", description=description)
+    given = {"t1": folder, "t1ce": folder, "t2": scans["t2"]}
+    (series,) = find_series(folder)
+    assert reason.format(uid=series.uid) in refused(bundle, **given, out=str(tmp_path / "out"))
+
+
 def test_a_folder_of_dicom_folders_is_a_cohort_and_results_in_it_are_not(vs_bundle, scans, tmp_path, capsys):
     write_dicom(scans["t2"], tmp_path / "anna")
     write_dicom(scans["t2"], tmp_path / "bert" / "t2")

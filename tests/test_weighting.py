@@ -71,14 +71,21 @@ def test_a_series_alone_needs_no_telling_name(tmp_path):
     assert choose_series(study(tmp_path, "research 7"), "t2").description == "research 7"
 
 
+def test_an_enhanced_t1_alone_may_say_nothing_of_its_agent_but_a_plain_one_may_not_name_one(tmp_path):
+    assert choose_series(study(tmp_path / "one", "t1_fl3d_tra"), "t1ce").description == "t1_fl3d_tra"
+    with pytest.raises(BadCase, match="no series that looks like t1: 't1_mpr_gd'"):
+        choose_series(study(tmp_path / "other", "t1_mpr_gd"), "t1")
+
+
 @pytest.mark.parametrize(
     ("descriptions", "reason"),
     [
         ([], "no DICOM images; give the folder of a series, or a NIfTI file"),
         (["t1_mpr", "localizer"], "no series that looks like t2: 'localizer', 't1_mpr'; give the folder"),
         (["t2_tra", "t2_cor", "t1"], "2 series that look like t2: 't2_cor', 't2_tra'; give the folder"),
+        (["t1_mpr"], "no series that looks like t2: 't1_mpr'; give another folder, or the scan as NIfTI file"),
     ],
-    ids=["no image", "none that fits", "two that fit"],
+    ids=["no image", "none that fits", "two that fit", "another alone"],
 )
 def test_what_is_not_clear_is_refused(tmp_path, descriptions, reason):
     with pytest.raises(BadCase) as caught:

@@ -17,7 +17,7 @@ from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
 from tissnet_components.datasets.brats import find_cases
-from tissnet_components.datasets.cases import check_case_name
+from tissnet_components.datasets.cases import BadCase, check_case_name
 from tissnet_components.datasets.dicom import Series
 from tissnet_components.datasets.weighting import choose_series
 from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
@@ -319,7 +319,11 @@ def _with_series(scans: str | list[str], modalities: Sequence[str]) -> str | lis
     if isinstance(scans, str):
         return scans
     named = zip(scans, modalities, strict=True)
-    return [choose_series(scan, modality) if os.path.isdir(scan) else scan for scan, modality in named]
+    chosen = [choose_series(scan, modality) if os.path.isdir(scan) else scan for scan, modality in named]
+    twice = [scan for scan in chosen if isinstance(scan, Series) and chosen.count(scan) > 1]
+    if twice:
+        raise BadCase(f"{twice[0]} would be more than one of {', '.join(modalities)}; give each its own series")
+    return chosen
 
 
 def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, source: Series, path: Path) -> None:

@@ -11,7 +11,8 @@ T2 = re.compile(r"(?<![a-z0-9])t2|ciss|fiesta|drive", re.IGNORECASE)
 FLAIR = re.compile(r"flair|dark.?fluid", re.IGNORECASE)
 AGENT = r"(?:gad[a-z]*|contrast|gd|ce|km|\+?c)(?![a-z])"
 PLAIN = re.compile(
-    rf"(?<![a-z])(?:pre(?![a-z]|[ _-]?op)(?:[ _-]*{AGENT})?|w/?o(?:[ _-]*{AGENT}|$)|(?:non?|without|ohne)[ _-]*{AGENT})",
+    rf"(?<![a-z])(?:pre(?![a-z]|[ _-]?op)(?:[ _-]*{AGENT})?"
+    rf"|w/?o(?:[ _-]*{AGENT}|$)|(?:non?|without|ohne)[ _-]*{AGENT})",
     re.IGNORECASE,
 )
 ENHANCED = re.compile(
@@ -38,17 +39,21 @@ def weighting(series: Series) -> str | None:
 
 
 def choose_series(folder: str | Path, modality: str) -> Series:
-    """The series of a modality below a folder; one that is there alone is taken whatever it is called.
+    """The series of a modality below a folder; one that is there alone may be called anything but another modality.
+
+    Alone, a T1 whose headers name no contrast agent may be the contrast-enhanced one: not every scanner is told.
 
     Raises:
         BadCase: there is none, or several could be meant.
     """
     images = [series for series in find_series(folder) if series.modality in IMAGE_MODALITIES]
-    fits = images if len(images) == 1 else [series for series in images if weighting(series) == modality]
+    telling = [modality] if len(images) > 1 else [modality, None, *(["t1"] if modality == "t1ce" else [])]
+    fits = [series for series in images if weighting(series) in telling]
     if len(fits) == 1:
         return fits[0]
     if not images:
         raise BadCase(f"{folder} holds no DICOM images; give the folder of a series, or a NIfTI file")
     named = ", ".join(repr(series.description or series.uid) for series in fits or images)
     problem = f"{len(fits)} series that look like" if fits else "no series that looks like"
-    raise BadCase(f"{folder} holds {problem} {modality}: {named}; give the folder of the series alone")
+    cure = "the folder of the series alone" if len(images) > 1 else "another folder, or the scan as NIfTI file"
+    raise BadCase(f"{folder} holds {problem} {modality}: {named}; give {cure}")
