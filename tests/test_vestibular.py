@@ -19,6 +19,7 @@ from vestibular_download import (
     write_contours,
     write_dicom,
     write_download,
+    write_json,
     write_rtstruct,
     write_split,
     write_tfm,
@@ -305,6 +306,37 @@ def test_of_two_candidates_the_contoured_one_is_taken_and_without_contours_neith
     write_rtstruct(folder / "tcia", patient, "t2")
     assert f"{DESCRIPTIONS['t2']} of VS-SEG-001" in (text := why(folder, capsys))
     assert "are both T2" in text
+
+
+def test_a_series_that_the_contours_name_is_not_replaced_by_another(one, capsys):
+    folder, patient = one
+    shutil.rmtree(descriptive(next((folder / "tcia").glob("*/Vestib*")), patient, "t2"))
+    write_dicom(folder / "tcia" / "follow-up", simulate(1), classic, ["t2"])
+    series = ", ".join(DESCRIPTIONS.values())
+    assert f"no series {patient.uids['t2']}, which the contours name, among the MR images ({series})" in why(
+        folder, capsys
+    )
+
+
+def test_another_patient_s_contours_are_refused(one, capsys):
+    folder, patient = one
+    patient.number = 2
+    file = next((folder / "tcia").rglob("vs_gk_1_t2/contours.json"))
+    write_json(file, patient, "t2")
+    assert "contours.json is of patient VS-SEG-002; fetch this patient's own" in why(folder, capsys)
+
+
+def test_flair_is_not_taken_for_t2():
+    flair = Series("1", "MR", "AX T2 FLAIR", "VS-SEG-001", "", (Path("a"),))
+    with pytest.raises(BadCase, match=r"no T2 scan among the MR images \(AX T2 FLAIR\)"):
+        choose_scan({"MR": [flair]}, "t2")
+
+
+@pytest.mark.parametrize("description", ["t1c_tra", "t1_tfe_km", "BRAVO +C"])
+def test_enhanced_t1_is_known_by_the_names_that_segment_knows(description):
+    plain = Series("1", "MR", "t1_tfe", "VS-SEG-001", "", (Path("a"),))
+    enhanced = Series("2", "MR", description, "VS-SEG-001", "", (Path("b"),))
+    assert choose_scan({"MR": [plain, enhanced]}, "t1") is enhanced
 
 
 def test_of_two_t1_series_the_enhanced_one_is_taken():

@@ -35,6 +35,7 @@ from tissnet_components.datasets.contours import (
     tumor_mask,
 )
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
+from tissnet_components.datasets.weighting import weighting
 from tissnet_components.files import write_whole
 
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
@@ -48,11 +49,6 @@ KINDS = {  # the end of a file's path, in TCIA's zip files or in the BIDS varian
     "t2 to t1": r"T2_LPS_to_T1_LPS\.tfm",
 }
 FILE_KIND = {kind: re.compile(rf".*{pattern}", re.IGNORECASE) for kind, pattern in KINDS.items()}
-WEIGHTING = {
-    "t1": re.compile(r"(?<![a-z0-9])t1|flash|mprage", re.IGNORECASE),
-    "t2": re.compile(r"(?<![a-z0-9])t2|ciss|fiesta", re.IGNORECASE),
-}
-ENHANCED = re.compile(r"gad|\+c|(?<![a-z])(?:gd|ce|post)(?![a-z])", re.IGNORECASE)
 SAME_POINT_MM = 0.1
 FILES = ("t2", "t1ce", "seg")
 
@@ -160,6 +156,7 @@ def convert(name: str, found: Found, out: Path, structure: str | None = None) ->
     Raises:
         BadCase: something is missing, doubtful or damaged.
     """
+    _check_patient(name, found)
     t1, t2 = choose_scan(found, "t1"), choose_scan(found, "t2")
     t2_to_t1, transform = _transform(found)
     _check_direction(found, t2_to_t1, transform, structure)
@@ -173,26 +170,26 @@ def convert(name: str, found: Found, out: Path, structure: str | None = None) ->
     _write(out, name, dict(zip(FILES, (t2_image, t1ce, seg), strict=True)))
 
 
-def choose_scan(found: Found, weighting: str) -> Path | Series:
-    """The patient's T1 or T2 scan: the series that the contours name, else the only one whose description fits.
+def choose_scan(found: Found, modality: str) -> Path | Series:
+    """The patient's T1 or T2 scan: the series that the contours name, else the only one whose headers fit.
+
+    Of several T1, that is the only one with contrast agent.
 
     Raises:
         BadCase: there is none, or more than one.
     """
-    if found.get(weighting):
-        return _only(found, weighting)
-    series, other = found.get("MR", ()), WEIGHTING["t1" if weighting == "t2" else "t2"]
-    named = _series_of_contours(found, weighting)
-    fits = [one for one in series if one.uid in named] or [
-        one for one in series if WEIGHTING[weighting].search(one.description) and not other.search(one.description)
-    ]
-    enhanced = [one for one in fits if one.agent or ENHANCED.search(one.description)] if weighting == "t1" else []
+    if found.get(modality):
+        return _only(found, modality)
+    series, named = found.get("MR", ()), _told_by_contours(found, modality, "MR_SeriesInstanceUID")
+    fits = [one for one in series if (one.uid in named if named else (weighting(one) or "").startswith(modality))]
+    enhanced = [one for one in fits if weighting(one) == "t1ce"]
     fits = enhanced if len(enhanced) == 1 else fits
     if len(fits) > 1:
-        raise BadCase(f"{fits[0]} and {fits[1]} are both {weighting.upper()}; move the one away that was not contoured")
+        raise BadCase(f"{fits[0]} and {fits[1]} are both {modality.upper()}; move the one away that was not contoured")
     if not fits:
+        which = f"series {', '.join(named)}, which the contours name," if named else f"{modality.upper()} scan"
         others = ", ".join(sorted(one.description or one.uid for one in series)) or "none"
-        raise BadCase(f"no {weighting.upper()} scan among the MR images ({others}); download it too")
+        raise BadCase(f"no {which} among the MR images ({others}); download it too")
     return fits[0]
 
 
@@ -247,13 +244,20 @@ def _only(found: Found, kind: str) -> Path | None:
     return files[0] if files else None
 
 
-def _series_of_contours(found: Found, weighting: str) -> set[str]:
-    """UIDs of the series that the contours name; a file that cannot be read is refused when its contours are."""
-    file = _only(found, f"{weighting} contours")
+def _check_patient(name: str, found: Found) -> None:
+    for modality in ("t1", "t2"):
+        others = [who for who in _told_by_contours(found, modality, "PatientID") if (patient_name(who) or who) != name]
+        if others:
+            raise BadCase(f"{_only(found, f'{modality} contours')} is of patient {others[0]}; fetch this patient's own")
+
+
+def _told_by_contours(found: Found, modality: str, tag: str) -> list[str]:
+    """What the contours' file says under a tag; a file that cannot be read is refused when its contours are."""
+    file = _only(found, f"{modality} contours")
     try:
-        return {item.get("MR_SeriesInstanceUID", "") for item in json.loads(file.read_text())} if file else set()
+        return sorted({str(item[tag]) for item in json.loads(file.read_text()) if item.get(tag)}) if file else []
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return set()
+        return []
 
 
 def _transform(found: Found) -> tuple[np.ndarray, Path]:
@@ -287,12 +291,12 @@ def _tumor(
 ) -> list[np.ndarray]:
     """The tumor's contours in T2's space, from T2's file where there is one."""
     to_t2 = {"t2": np.eye(4), "t1": np.linalg.inv(t2_to_t1)}
-    for weighting, matrix in to_t2.items():
-        file = _only(found, f"{weighting} contours")
+    for modality, matrix in to_t2.items():
+        file = _only(found, f"{modality} contours")
         if file:
             return move(read_contours(file, structure), matrix)
-    for weighting, matrix in to_t2.items():
-        file = _rtstruct(found, scans[weighting])
+    for modality, matrix in to_t2.items():
+        file = _rtstruct(found, scans[modality])
         if file:
             return move(read_rtstruct(file, structure), matrix)
     raise BadCase("no contours of these scans, neither JSON nor RTSTRUCT; download TCIA's contours too")
