@@ -110,6 +110,16 @@ def test_contours_outside_the_image_and_contours_in_one_plane_are_refused():
         tumor_mask([at(2)], (9, 9, 7), RAS_OF_LPS_GRID)
 
 
+@pytest.mark.parametrize("heights", [(1, 2, 4, 5), (1, 2, 3, 3.5)], ids=["a plane missing", "a plane too many"])
+def test_contours_in_uneven_planes_are_refused(heights):
+    with pytest.raises(BadCase, match=r"in planes (2\.0|0\.5) mm apart but others 1\.0 mm; draw the missing ones"):
+        tumor_mask([at(h) for h in heights], (9, 9, 7), RAS_OF_LPS_GRID)
+
+
+def test_planes_may_differ_by_less_than_contours_in_one_plane():
+    assert tumor_mask([at(h) for h in (1, 2, 3.15)], (9, 9, 7), RAS_OF_LPS_GRID)[4, 4].tolist() == [0, 1, 1, 1, 0, 0, 0]
+
+
 def test_contours_that_are_not_planar_are_refused():
     bent = at(2)
     bent[0, 2] += 1
@@ -138,6 +148,25 @@ def test_the_repeated_first_point_is_dropped(tmp_path):
     np.testing.assert_array_equal(read_contours(write_json(tmp_path / "c.json", TV=[closed])), [at(2)])
 
 
+def test_a_contour_that_is_stored_twice_counts_once(tmp_path):
+    from_another_point = np.roll(at(3), 1, axis=0)
+    contours = read_contours(write_json(tmp_path / "c.json", TV=[at(2), at(3), from_another_point, at(4), at(4)]))
+    mask = tumor_mask(contours, (9, 9, 7), RAS_OF_LPS_GRID)
+    assert mask.sum((0, 1)).tolist() == [0, 0, 16, 16, 16, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [[[1, 2], [3, 4], [5, 6]], [[1, 2, 3], None, [4, 5, 6]], None, [["a", "b", "c"]]],
+    ids=["2-D", "a point missing", "null", "text"],
+)
+def test_points_that_are_not_in_space_are_refused(tmp_path, loop):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps([{"structure_name": "TV", "LPS_contour_points": [at(1).tolist(), loop]}]))
+    with pytest.raises(BadCase, match=r"contour 2 of the tumor in .*c\.json has points that are not 3-D; mend it"):
+        read_contours(file)
+
+
 def test_open_and_empty_contours_are_refused(tmp_path):
     around = at(2, circle(5, corners=40))
     with pytest.raises(BadCase, match=r"contour 2 of the tumor in .*c\.json is open by 7\.\d mm; close or remove it"):
@@ -160,6 +189,14 @@ def test_rtstruct_holds_the_same_contours_and_names_its_series(tmp_path):
     rtstruct({"TV": [at(2), at(3)], "Cochlea": [at(9)]}, "1.2.3").save_as(file, enforce_file_format=True)
     np.testing.assert_allclose(read_rtstruct(file), [at(2), at(3)])
     assert referenced_series(file) == "1.2.3"
+
+
+def test_two_tumors_of_one_name_in_rtstruct_are_refused(tmp_path):
+    item = rtstruct({"TV": [at(2), at(3)], "other": [at(4), at(5)]}, "1.2.3")
+    item.StructureSetROISequence[1].ROIName = "TV"
+    item.save_as(tmp_path / "rs.dcm", enforce_file_format=True)
+    with pytest.raises(BadCase, match=r"rs\.dcm has 2 structures called like a tumor, among TV, TV"):
+        read_rtstruct(tmp_path / "rs.dcm")
 
 
 def test_an_open_or_damaged_rtstruct_is_refused(tmp_path):

@@ -56,16 +56,16 @@ def read_rtstruct(file: str | Path, structure: str | None = None) -> list[np.nda
     try:
         item = import_pydicom().dcmread(file)
         names = {roi.ROINumber: str(roi.ROIName).strip() for roi in item.StructureSetROISequence}
-        drawn = {names[roi.ReferencedROINumber]: roi.get("ContourSequence") or [] for roi in item.ROIContourSequence}
+        drawn = [(names[roi.ReferencedROINumber], roi.get("ContourSequence") or []) for roi in item.ROIContourSequence]
     except ImportError:
         raise
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
         raise BadCase(f"{file} cannot be read as RTSTRUCT ({type(error).__name__}); fetch it again") from error
-    contours = _tumor_of(list(drawn.items()), structure, file)
+    contours = _tumor_of(drawn, structure, file)
     other = [c.ContourGeometricType for c in contours if not c.ContourGeometricType.startswith("CLOSED")]
     if other:
         raise BadCase(f"{file} has a tumor contour of type {other[0]}, expected CLOSED_PLANAR; close or remove it")
-    return _checked([np.reshape(contour.ContourData, (-1, 3)) for contour in contours], file)
+    return _checked([contour.ContourData for contour in contours], file)
 
 
 def referenced_series(file: str | Path) -> str | None:
@@ -106,7 +106,7 @@ def tumor_mask(contours: Sequence[np.ndarray], shape: Sequence[int], affine: np.
         (X, Y, Z) uint8, 1 inside.
 
     Raises:
-        BadCase: contours not in parallel planes, or partly outside the grid.
+        BadCase: contours not in parallel planes at even distances, or partly outside the grid.
     """
     frame, heights, planes = _planes(contours)
     thickness = _distance_mm(heights)
@@ -134,19 +134,23 @@ def _tumor_of(structures: Sequence[tuple[str, list]], wanted: str | None, file: 
 
 
 def _checked(contours: Sequence, file: str | Path) -> list[np.ndarray]:
-    """Contours as arrays without the repeated first point, each with an inside."""
-    loops = []
-    for number, points in enumerate(contours, start=1):
-        loop = np.asarray(points, dtype=float).reshape(-1, 3)
+    """Contours as arrays without the repeated first point, each with an inside; one that is there twice counts once."""
+    loops = {}
+    for number, points in enumerate(contours or (), start=1):
+        try:
+            loop = np.asarray(points, dtype=float)
+            loop = loop.reshape(len(loop) if loop.ndim == 2 else -1, 3)
+        except (TypeError, ValueError) as error:
+            raise BadCase(f"contour {number} of the tumor in {file} has points that are not 3-D; mend it") from error
         edges = np.linalg.norm(np.diff(loop, axis=0), axis=1)
         gap = np.linalg.norm(loop[0] - loop[-1]) if len(loop) else 0
         if len(loop) < 3 or not np.isfinite(loop).all() or gap > 2 * edges.max():
             fault = f"is open by {gap:.1f} mm" if len(loop) > 2 and np.isfinite(gap) else "encloses nothing"
             raise BadCase(f"contour {number} of the tumor in {file} {fault}; close or remove it")
-        loops.append(loop[:-1] if gap < 1e-6 else loop)
+        loops[frozenset(map(tuple, loop.round(3).tolist()))] = loop[:-1] if gap < 1e-6 else loop
     if not loops:
         raise BadCase(f"{file} has no contour of the tumor; draw it, or leave the patient out")
-    return loops
+    return list(loops.values())
 
 
 def _planes(contours: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[list[np.ndarray]]]:
@@ -166,7 +170,15 @@ def _planes(contours: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, lis
 def _distance_mm(heights: np.ndarray) -> float:
     if len(heights) < 2:
         raise BadCase("the tumor has contours in one plane only, so its height is unknown; leave the patient out")
-    return float(np.median(np.diff(heights)))
+    gaps = np.diff(heights)
+    usual = float(np.median(gaps))
+    odd = gaps[np.abs(gaps - usual).argmax()]
+    if abs(odd - usual) > ONE_PLANE_MM:
+        raise BadCase(
+            f"the tumor has contours in planes {odd:.1f} mm apart but others {usual:.1f} mm; draw the missing ones, "
+            f"or leave the patient out"
+        )
+    return usual
 
 
 def _voxels_around(points: np.ndarray, margin_mm: float, shape: Sequence[int], to_lps: np.ndarray) -> np.ndarray:
