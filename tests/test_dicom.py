@@ -140,6 +140,15 @@ def test_gantry_tilt_is_refused_with_its_angle(tmp_path):
         read_series(the_only(tmp_path))
 
 
+@pytest.mark.parametrize("odd", [1, 3], ids=["within", "the last"])
+def test_a_slice_that_is_shifted_within_its_plane_is_refused(tmp_path, odd):
+    items = slices_of(volume())
+    move(items[odd], 3 * np.array(items[odd].ImageOrientationPatient[:3], dtype=float))
+    save_all(items, tmp_path)
+    with pytest.raises(BadCase, match=rf"1-{odd + 1:03d}\.dcm .*are shifted sideways by 3\.00 mm, unlike the others"):
+        read_series(the_only(tmp_path))
+
+
 def test_two_slices_at_one_place_are_refused(tmp_path):
     items = slices_of(volume())
     items[2].ImagePositionPatient = items[1].ImagePositionPatient

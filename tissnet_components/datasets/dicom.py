@@ -197,11 +197,19 @@ def _check_stack(files: Sequence[Path], positions: np.ndarray, normal: np.ndarra
     if len(files) < 2:
         raise BadCase(f"{files[0]} is the only slice of its series; give a whole volume")
     steps = np.diff(positions, axis=0)
-    _check_gaps(files, steps @ normal)
-    along = steps.sum(0) @ normal
-    across = np.linalg.norm(steps.sum(0) - along * normal)
+    gaps = steps @ normal
+    _check_gaps(files, gaps)
+    sideways = steps - np.outer(gaps, normal)
+    astray = np.linalg.norm(sideways - np.median(sideways, axis=0), axis=1)
+    odd = int(astray.argmax())
+    if astray[odd] > TOLERANCE_MM:
+        raise BadCase(
+            f"{files[odd]} and {files[odd + 1].name} are shifted sideways by {astray[odd]:.2f} mm, unlike the others; "
+            f"fetch the series again, or resample it"
+        )
+    across = np.linalg.norm(sideways.sum(0))
     if across > TOLERANCE_MM:
-        tilt = f"{np.degrees(np.arctan2(across, along)):.1f} degrees (gantry tilt)"
+        tilt = f"{np.degrees(np.arctan2(across, gaps.sum())):.1f} degrees (gantry tilt)"
         raise BadCase(f"{files[0].parent} has its slices tilted by {tilt}; resample it upright")
 
 
