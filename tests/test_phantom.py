@@ -177,6 +177,16 @@ def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monke
     assert not list((tmp_path / "cut").glob(".*"))
 
 
+def test_a_case_that_has_lost_a_file_is_simulated_again(quick, tmp_path):
+    folder = phantom("brats", tmp_path, 3, workers=1).parent
+    before = volumes(folder)
+    (folder / "Phantom_0002" / "Phantom_0002_seg.nii.gz").unlink()
+    for file in (folder / "Phantom_0003").iterdir():
+        file.unlink()
+    phantom("brats", tmp_path, 3, workers=1)
+    assert volumes(folder) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

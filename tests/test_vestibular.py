@@ -244,6 +244,17 @@ def test_an_interrupted_conversion_goes_on_and_nothing_half_written_counts(tmp_p
     assert [path.name for path in calls[5:]] == [f"VS-SEG-002_{kind}.nii.gz" for kind in ("t2", "t1ce", "seg")]
 
 
+@pytest.mark.parametrize("left", [0, 2], ids=["no file", "two of three files"])
+def test_a_folder_in_which_files_are_missing_is_not_taken_for_converted(one, left):
+    folder, patient = one
+    prepare(folder)
+    for file in sorted((folder / "out" / patient.name).iterdir())[left:]:
+        file.unlink()
+    prepare(folder)
+    assert within_half_a_voxel(load(folder, patient, "seg"), patient.tumor_in_t2, RADIUS_MM)
+    assert len(list((folder / "out" / patient.name).iterdir())) == 3
+
+
 def test_other_processes_convert_too_and_send_their_reasons_back(tmp_path, capsys):
     good, bad = write_download(tmp_path / "tcia", [1, 2])
     shutil.rmtree(next((tmp_path / "tcia").glob(f"*/*/{bad.name}/*/*t1*")))

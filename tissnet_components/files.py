@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -38,6 +39,21 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
     with whole(path) as unfinished:
         unfinished.write_bytes(content)
     return Path(path)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write files to, which move to ``folder`` together once all are written."""
+    hidden = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        hidden.mkdir(parents=True)
+        yield hidden
+        folder.mkdir(exist_ok=True)
+        for file in hidden.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def digest(path: str | Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +23,7 @@ from tissnet_components.datasets.simulated_brain import load_atlas
 from tissnet_components.datasets.simulated_glioma import glioma_patient
 from tissnet_components.datasets.simulated_skull_base import SPACING_MM
 from tissnet_components.datasets.simulated_vestibular import Contours, tumor_contours, vestibular_patient
+from tissnet_components.files import whole_folder, write_whole
 
 ATLAS = (
     "ICBM 2009a Nonlinear Symmetric, from the nilearn package. Copyright (C) 1993-2004 Louis Collins, "
@@ -115,7 +115,7 @@ def phantom(
     write = partial(write_case, Cohort(task, folder, seed, voxel_mm, tumors))
     try:
         claim_folder(folder, describe(task, seed, voxel_mm, tumors))
-        run_parallel(write, missing_cases(folder, cases), workers or os.cpu_count() or 1)
+        run_parallel(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
         return write_json(folder / "datalist.json", datalist(task, cases, seed))
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
@@ -176,17 +176,16 @@ def to_json(content: dict) -> str:
 
 
 def write_json(file: Path, content: dict) -> Path:
-    hidden = file.with_name(f".{file.name}.partial")
-    hidden.write_text(to_json(content), encoding="utf-8")
-    return hidden.replace(file)
+    return write_whole(file, to_json(content).encode())
 
 
 def case_name(index: int) -> str:
     return f"Phantom_{index + 1:04d}"
 
 
-def missing_cases(folder: Path, cases: int) -> list[int]:
-    return [index for index in range(cases) if not (folder / case_name(index)).exists()]
+def missing_cases(folder: Path, cases: int, task: Task) -> list[int]:
+    files = {index: files_of(case_name(index), task).values() for index in range(cases)}
+    return [index for index in files if not all((folder / file).is_file() for file in files[index])]
 
 
 @dataclass(frozen=True)
@@ -208,15 +207,12 @@ class Cohort:
 
 
 def write_case(cohort: Cohort, index: int) -> None:
-    """Simulate case `index`; its folder appears under its name only when it is whole."""
+    """Simulate case `index`; its files appear in their folder only when all are written."""
     rng = np.random.default_rng(np.random.SeedSequence(cohort.seed, spawn_key=(index,)))
     name = case_name(index)
-    hidden = cohort.folder / f".{name}.partial"
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir()
-    for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index)).items():
-        nib.save(to_nifti(array, cohort.voxel_mm), hidden / f"{name}_{kind}.nii.gz")
-    hidden.rename(cohort.folder / name)
+    with whole_folder(cohort.folder / name) as hidden:
+        for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index)).items():
+            nib.save(to_nifti(array, cohort.voxel_mm), hidden / f"{name}_{kind}.nii.gz")
 
 
 def to_nifti(array: np.ndarray, voxel_mm: tuple[float, ...]) -> nib.Nifti1Image:
@@ -261,10 +257,15 @@ def datalist(task: str, cases: int, seed: int) -> dict:
 
 
 def entry(name: str, task: Task) -> dict:
-    files = {kind: f"{name}/{name}_{kind}.nii.gz" for kind in (*task.sources, task.target, "seg")}
+    files = files_of(name, task)
     return {
         "case": name,
         "image": [files[s] for s in task.sources],
         "target": files[task.target],
         "label": files["seg"],
     }
+
+
+def files_of(name: str, task: Task) -> dict[str, str]:
+    """Kind of image -> file of a case, relative to the cohort's folder."""
+    return {kind: f"{name}/{name}_{kind}.nii.gz" for kind in (*task.sources, task.target, "seg")}

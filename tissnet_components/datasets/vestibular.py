@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +35,7 @@ from tissnet_components.datasets.contours import (
 )
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
 from tissnet_components.datasets.weighting import weighting
-from tissnet_components.files import write_whole
+from tissnet_components.files import whole_folder, write_whole
 
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
 PATIENT = re.compile(r"(?:VS-SEG-|vs_gk_|sub-)0*(\d+)", re.IGNORECASE)
@@ -134,8 +133,8 @@ def find_patients(root: Path) -> dict[str, Found]:
 def convert_all(
     patients: Mapping[str, Found], out: Path, structures: Mapping[str, str], workers: int | None = None
 ) -> dict[str, str]:
-    """Convert those whose folder is not there yet, in parallel; returns why some could not be."""
-    missing = [name for name in patients if not (out / name).is_dir()]
+    """Convert those whose files are not there yet, in parallel; returns why some could not be."""
+    missing = [name for name in patients if not all((out / file).is_file() for file in _files(name))]
     workers = min(workers or min(8, os.cpu_count() or 1), max(1, len(missing)))
     jobs = [(name, patients[name], out, structures.get(name)) for name in missing]
     progress = partial(tqdm, desc="converting", total=len(jobs), unit="patient", disable=not jobs)
@@ -316,20 +315,14 @@ def _read(scan: Path | Series) -> nib.Nifti1Image:
 
 
 def _write(out: Path, name: str, images: Mapping[str, nib.Nifti1Image]) -> None:
-    """The folder takes its name only when every file in it is written."""
-    hidden = out / f".{name}.partial"
-    shutil.rmtree(hidden, ignore_errors=True)
     try:
-        hidden.mkdir(parents=True)
-        for kind, image in images.items():
-            nib.save(image, hidden / f"{name}_{kind}.nii.gz")
-        hidden.rename(out / name)
+        with whole_folder(out / name) as hidden:
+            for kind, image in images.items():
+                nib.save(image, hidden / f"{name}_{kind}.nii.gz")
     except OSError as error:
         raise BadCase(
             f"{out / name} cannot be written ({error.strerror or error}); make room, or choose --out"
         ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _parse_structures(structures: str | Sequence[str] | None) -> dict[str, str]:
@@ -377,5 +370,9 @@ def _datalist(sections: Mapping[str, Sequence[str]], split: str) -> str:
 
 
 def _entry(name: str) -> dict[str, object]:
-    t2, t1ce, seg = (f"{name}/{name}_{kind}.nii.gz" for kind in FILES)
+    t2, t1ce, seg = _files(name)
     return {"case": name, "image": [t2], "target": t1ce, "label": seg}
+
+
+def _files(name: str) -> list[str]:
+    return [f"{name}/{name}_{kind}.nii.gz" for kind in FILES]
