@@ -37,6 +37,24 @@ def test_a_mistyped_option_is_refused_before_the_command_runs(ran, monkeypatch):
     assert ran == []
 
 
+@pytest.mark.parametrize("words", [["--out"], ["--out", "--spacing-mm", "2"]], ids=["at the end", "before another"])
+def test_an_option_without_its_value_is_refused_before_the_command_runs(ran, monkeypatch, words):
+    with pytest.raises(SystemExit, match=r"--out is given without a value; see note --help"):
+        run(monkeypatch, "note", *words)
+    assert ran == []
+
+
+def test_a_switch_needs_no_value(monkeypatch):
+    calls = []
+
+    def note(resume: bool = False) -> None:
+        calls.append(resume)
+
+    monkeypatch.setitem(COMMANDS, "note", note)
+    run(monkeypatch, "note", "--resume")
+    assert calls == [True]
+
+
 def test_it_is_installed_as_tissnet():
     setup = configparser.ConfigParser()
     setup.read(Path(__file__).parents[1] / "setup.cfg")

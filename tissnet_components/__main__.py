@@ -27,21 +27,27 @@ COMMANDS = {
 }
 
 
-def refuse_unknown_options(words: list[str]) -> None:
-    """Raise ValueError on an option that the command does not have; Fire would run it first and complain then."""
+def refuse_wrong_options(words: list[str]) -> None:
+    """Raise ValueError on an option that the command does not have, or without its value; Fire would run it first."""
     if not words or words[0] not in COMMANDS:
         return
-    known = [*inspect.signature(COMMANDS[words[0]]).parameters, "help"]
-    given = [word[2:].split("=")[0].replace("-", "_") for word in words[1:] if word.startswith("--") and word != "--"]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"{words[0]} has no option --{unknown[0]}; it has --{', --'.join(known)}")
+    options = inspect.signature(COMMANDS[words[0]]).parameters
+    known = [*options, "help"]
+    for word, following in zip(words[1:], [*words[2:], "--"], strict=True):
+        name = word[2:].split("=")[0].replace("-", "_")
+        if not word.startswith("--") or not name:
+            continue
+        if name not in known:
+            raise ValueError(f"{words[0]} has no option --{name}; it has --{', --'.join(known)}")
+        flag = name == "help" or options[name].annotation in (bool, "bool")
+        if not flag and "=" not in word and following.startswith("--"):
+            raise ValueError(f"--{name} is given without a value; see {words[0]} --help")
 
 
 def main() -> None:
     """Run one command; a mistake in what was given ends in one sentence and exit status 1."""
     try:
-        refuse_unknown_options(sys.argv[1:])
+        refuse_wrong_options(sys.argv[1:])
         fire.Fire(COMMANDS, name="tissnet")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

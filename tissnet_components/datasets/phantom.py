@@ -238,7 +238,7 @@ def run_parallel(write: Callable[[int], None], indices: list[int], workers: int)
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(progress(pool.map(write, indices)))
     except BrokenProcessPool as error:
-        raise RuntimeError("a worker died, perhaps for lack of memory; run again with --workers 1") from error
+        raise ValueError("a worker died, perhaps for lack of memory; run again with --workers 1") from error
 
 
 def datalist(task: str, cases: int, seed: int) -> dict:
