@@ -222,7 +222,8 @@ def test_unusable_cases_are_left_out_and_printed_with_the_reason(tmp_path, capsy
     save(label["seg"], np.full(SHAPE, 7, np.uint8))
     cut = brats_case(tmp_path / "data" / "cut", "cut")
     cut["t1"].write_bytes(cut["t1"].read_bytes()[:60])
-    prepare_brats(tmp_path / "data", tmp_path / "datalist.json")
+    with pytest.raises(ValueError, match="5 of 9 cases are not in the datalist, see the reasons above"):
+        prepare_brats(tmp_path / "data", tmp_path / "datalist.json")
     assert listed_cases(tmp_path / "datalist.json") == cohort(tmp_path / "data", 4)
     text = printed(capsys)
     for reason in ("no seg file", "no t2 file", "keep one", "only the value 0", "of value 7", "NIfTI", "6 skipped"):
@@ -246,7 +247,8 @@ def test_unlabelled_cases_share_one_line(tmp_path, capsys):
 
 
 def test_a_split_file_decides_and_leaves_out_what_it_does_not_name(tmp_path, capsys):
-    one, two, three, _four = cohort(tmp_path, 4)
+    one, two, three, four = cohort(tmp_path, 4)
+    (tmp_path / four / f"{four}_t2.nii.gz").unlink()
     split = write_csv(tmp_path / "split.csv", (one, "test"), (two, "Val"), (three, "train"))
     prepare_brats(tmp_path, tmp_path / "datalist.json", split=str(split))
     assert listed(tmp_path / "datalist.json") == {"training": [three], "validation": [two], "test": [one]}
@@ -294,6 +296,8 @@ def test_a_split_file_that_does_not_exist_is_refused(tmp_path):
         pytest.param({"source": "t1,t1"}, "name each source once", id="source twice"),
         pytest.param({"out": "."}, "is a folder; give the file", id="out is a folder"),
         pytest.param({"out": "file.txt/datalist.json"}, "cannot be written", id="out not writable"),
+        pytest.param({"workers": "two"}, "workers is 'two', expected an integer of at least 1", id="workers no number"),
+        pytest.param({"workers": 0}, "workers is 0, expected an integer of at least 1", id="no workers"),
         pytest.param({"root": "nowhere"}, "nowhere is not a folder", id="no root"),
         pytest.param({"root": "empty"}, "holds no BraTS case: expected files called like", id="nothing in root"),
     ],
@@ -379,7 +383,8 @@ def test_bad_decathlon_files_are_skipped_with_the_reason(tmp_path, capsys):
     save(root / "imagesTr" / "BRATS_001.nii.gz", np.stack([scan("t1")] * 3, axis=-1))
     (root / "imagesTr" / "BRATS_002.nii.gz").write_text("not an image")
     save(root / "imagesTs" / "BRATS_485.nii.gz", np.stack([scan("t1")] * 4, axis=-1))
-    prepare_brats(root, tmp_path / "datalist.json")
+    with pytest.raises(ValueError, match="2 of 5 cases are not in the datalist"):
+        prepare_brats(root, tmp_path / "datalist.json")
     assert listed_cases(tmp_path / "datalist.json") == ["BRATS_003", "BRATS_004", "BRATS_005"]
     text = printed(capsys)
     for reason in ("imagesTr/BRATS_002.nii.gz", "(4, 5, 3, 3)", "cannot be read", "no seg file", "3 skipped"):

@@ -138,11 +138,18 @@ def test_the_datalist_has_tcia_s_split_and_is_what_the_bundle_reads(tmp_path):
 def test_a_split_file_is_followed_under_any_name_of_the_patients(tmp_path, capsys):
     write_download(tmp_path / "tcia", [1, 2, 3])
     split = write_split(tmp_path / "mine.csv", ("vs_gk_1", "test"), ("sub-002", "training"))
-    with pytest.raises(ValueError, match="1 of 3 patients are not in the datalist"):
-        prepare(tmp_path, split=str(split))
+    prepare(tmp_path, split=str(split))
     assert "VS-SEG-003 not named in mine.csv" in printed(capsys)
     content = json.loads((tmp_path / "out" / "datalist.json").read_text())
     assert [case["case"] for case in content["test"] + content["training"]] == ["VS-SEG-001", "VS-SEG-002"]
+
+
+def test_a_split_file_that_names_a_patient_who_is_not_there_is_refused(one):
+    folder, _ = one
+    split = write_split(folder / "mine.csv", ("vs_gk_1", "test"), ("vs_gk_7", "training"))
+    with pytest.raises(ValueError, match=r"mine\.csv names 1 cases that were not found, first VS-SEG-007"):
+        prepare(folder, split=str(split))
+    assert not list((folder / "out").iterdir())
 
 
 def test_the_built_in_split_is_that_of_split_tcia_csv(real_geometry):
@@ -258,7 +265,7 @@ def test_a_folder_in_which_files_are_missing_is_not_taken_for_converted(one, lef
 def test_other_processes_convert_too_and_send_their_reasons_back(tmp_path, capsys):
     good, bad = write_download(tmp_path / "tcia", [1, 2])
     shutil.rmtree(next((tmp_path / "tcia").glob(f"*/*/{bad.name}/*/*t1*")))
-    with pytest.raises(ValueError, match="1 of 2 patients are not in the datalist"):
+    with pytest.raises(ValueError, match="1 of 2 cases are not in the datalist"):
         prepare_vs(str(tmp_path / "tcia"), str(tmp_path / "out"), workers=2)
     assert within_half_a_voxel(load(tmp_path, good, "seg"), good.tumor_in_t2, RADIUS_MM)
     assert "VS-SEG-002 no T1 scan" in printed(capsys)
@@ -268,13 +275,13 @@ def test_bad_patients_are_named_and_the_rest_goes_on(tmp_path, capsys):
     patients = write_download(tmp_path / "tcia", [1, 2, 3])
     shutil.rmtree(next((tmp_path / "tcia").glob(f"*/*/{patients[0].name}/*/*t1*")))
     write_contours(tmp_path / "tcia", patients[1], name="Men")
-    with pytest.raises(ValueError, match="2 of 3 patients are not in the datalist, see the reasons above"):
+    with pytest.raises(ValueError, match="2 of 3 cases are not in the datalist, see the reasons above"):
         prepare(tmp_path)
     text = printed(capsys)
     assert "VS-SEG-001 no T1 scan among the MR images (t2_ci3d_tra_1.5mm_v2_448); download it too" in text
     assert "has 0 structures called like a tumor, among Men, Cochlea, Vol 2y" in text
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["VS-SEG-003", "datalist.json"]
-    with pytest.raises(ValueError, match="1 of 3 patients"):
+    with pytest.raises(ValueError, match="1 of 3 cases"):
         prepare(tmp_path, structures="VS-SEG-002=Men")
     assert (tmp_path / "out" / "VS-SEG-002").is_dir()
 
@@ -289,7 +296,8 @@ def test_a_patient_id_cannot_lead_out_of_the_results(tmp_path, capsys):
     with pytest.raises(ValueError, match="none of the 2 patients"):
         prepare(tmp_path, split=str(split))
     assert "a DICOM header names a case '../../x', which cannot be a folder's name" in printed(capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"tcia", "split.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tcia", "split.csv", "out"}
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_damaged_slice_among_good_ones_is_named(one, capsys):
@@ -324,9 +332,9 @@ def test_a_series_that_the_contours_name_is_not_replaced_by_another(one, capsys)
     shutil.rmtree(descriptive(next((folder / "tcia").glob("*/Vestib*")), patient, "t2"))
     write_dicom(folder / "tcia" / "follow-up", simulate(1), classic, ["t2"])
     series = ", ".join(DESCRIPTIONS.values())
-    assert f"no series {patient.uids['t2']}, which the contours name, among the MR images ({series})" in why(
-        folder, capsys
-    )
+    text = why(folder, capsys)
+    assert f"no T2 scan among the MR images ({series}); download it too" in text
+    assert f"(series {patient.uids['t2']}, which the contours name)" in text
 
 
 def test_another_patient_s_contours_are_refused(one, capsys):
@@ -366,6 +374,23 @@ def test_an_inverted_transform_is_noticed(one, capsys):
     text = why(folder, capsys)
     assert "inv_T1_LPS_to_T2_LPS.tfm leaves T1's and T2's contours" in text
     assert "mm apart: it is inverted" in text
+
+
+def test_transforms_that_do_not_undo_each_other_are_refused_though_contours_are_of_one_scan(one, capsys):
+    folder, patient = one
+    next((folder / "tcia").rglob("vs_gk_1_t1/contours.json")).unlink()
+    write_tfm(next((folder / "tcia").rglob("inv_T1*.tfm")), patient.t1_to_t2)
+    assert "inv_T1_LPS_to_T2_LPS.tfm and inv_T2_LPS_to_T1_LPS.tfm do not undo each other" in why(folder, capsys)
+
+
+def test_a_transform_that_nothing_confirms_is_said_to_be_unchecked(one, capsys):
+    folder, _ = one
+    next((folder / "tcia").rglob("vs_gk_1_t1/contours.json")).unlink()
+    next((folder / "tcia").rglob("inv_T2*.tfm")).unlink()
+    prepare(folder)
+    text = printed(capsys)
+    assert text.startswith("VS-SEG-001: nothing tells whether ")
+    assert "inv_T1_LPS_to_T2_LPS.tfm is inverted, for its counterpart is missing" in text
 
 
 def test_another_patient_s_transform_is_noticed(one, capsys):
@@ -425,15 +450,21 @@ def test_wrong_arguments_are_refused_before_anything_is_read(tmp_path):
         prepare_vs(str(tmp_path / "absent"), str(tmp_path / "out"))
     with pytest.raises(ValueError, match="holds no scan of Vestibular-Schwannoma-SEG"):
         prepare_vs(str(tmp_path), str(tmp_path / "out"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/datalist\.json cannot be written .*; choose another"):
+        prepare_vs(str(tmp_path), str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"workers is 'two', expected an integer of at least 1"):
+        prepare_vs(str(tmp_path), str(tmp_path / "out"), workers="two")
     with pytest.raises(ValueError, match=r"--structures has 'Men', expected PATIENT=NAME"):
         prepare_vs(str(tmp_path), str(tmp_path / "out"), structures="Men")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_folder_is_named(one, capsys):
+def test_an_unwritable_folder_is_named(one):
     folder, _ = one
     (folder / "out").mkdir(mode=0o500)
-    assert "cannot be written" in why(folder, capsys)
+    with pytest.raises(ValueError, match=r"datalist\.json cannot be written .Permission denied"):
+        prepare(folder)
 
 
 @pytest.mark.parametrize("number", [1, 8, 18, 55, 102])

@@ -43,6 +43,7 @@ DECATHLON = "Task01_BrainTumour"
 DECATHLON_FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
 DECATHLON_ORDER = ("flair", "t1", "t1ce", "t2")
 DECATHLON_NAMES = {"flair": "flair", "t1w": "t1", "t1gd": "t1ce", "t2w": "t2"}
+UNLABELLED = "no seg file, as in the challenge's validation and test sets"
 SPLIT_NAMES = {
     "training": ("train", "training"),
     "validation": ("val", "valid", "validation"),
@@ -65,6 +66,7 @@ def prepare_brats(
     Reads BraTS 2018 to 2025 as they are unpacked (any folder depth, .nii or .nii.gz) and the Medical Segmentation
     Decathlon's Task01_BrainTumour, whose 4-D files are first written as one file per modality beside the datalist;
     run the same command again to go on after an interruption. Cases that cannot be used are listed with the reason.
+    Any but those without label or not named by the split make the exit status 1, after the datalist of the others.
     Whole tumor means any label above 0, whatever each year's values stand for (2024's resection cavity included).
 
         python -m tissnet_components prepare_brats --root MICCAI_BraTS2020_TrainingData --out datalist.json
@@ -81,18 +83,17 @@ def prepare_brats(
         workers: cases read at the same time; by default one per core, at most eight.
 
     Raises:
-        ValueError: one sentence, before anything is read when an argument is wrong, or when no case is usable.
+        ValueError: one sentence, before anything is read when an argument is wrong, or when cases are not usable.
     """
-    folder, datalist = existing_folder(root), _writable(out)
+    folder, datalist, workers = existing_folder(root), writable(out), checked_workers(workers)
     sources = _chosen_sources(source, target)
     assigned = read_split(split) if split else None
-    workers = workers or min(8, os.cpu_count() or 1)
-    found, skipped = _discover(folder, datalist.parent, workers)
-    if assigned is not None:
-        found = _named_by_split(found, skipped, assigned, split)
+    found, failed = _discover(folder, datalist.parent, workers)
+    unnamed = set_apart_unnamed(found, failed, assigned, split) if split else {}
     entries, incomplete = _entries(found, sources, target)
-    good, failed = usable_cases(entries, workers)
-    skipped |= incomplete | failed
+    good, unusable = usable_cases(entries, workers)
+    failed |= incomplete | unusable
+    skipped = unnamed | failed
     print_skipped(skipped, folder)
     if not good:
         raise ValueError(f"none of the {len(skipped)} cases in {folder} is usable, see the reasons above")
@@ -100,6 +101,7 @@ def prepare_brats(
     sections = split_cases(names, seed) if assigned is None else _by_section(assigned, names)
     _write_datalist(datalist, good, sections, sources, target, f"seed {seed}" if assigned is None else Path(split).name)
     print_summary(datalist, sections, sources, target, len(skipped))
+    refuse_failed({case: reason for case, reason in failed.items() if reason != UNLABELLED}, len(good))
 
 
 def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg")) -> dict[str, dict[str, Path]]:
@@ -199,7 +201,22 @@ def existing_folder(root: str | Path) -> Path:
     return folder
 
 
-def _writable(out: str | Path) -> Path:
+def checked_workers(workers: int | None) -> int:
+    """How many cases to work on at the same time: as given, or one per core, at most eight."""
+    if workers is None:
+        return min(8, os.cpu_count() or 1)
+    if type(workers) is not int or workers < 1:
+        raise ValueError(f"workers is {workers!r}, expected an integer of at least 1")
+    return workers
+
+
+def refuse_failed(failed: Mapping[str, str], good: int) -> None:
+    """After the datalist of the good cases is written: raise ValueError if others failed."""
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(failed) + good} cases are not in the datalist, see the reasons above")
+
+
+def writable(out: str | Path) -> Path:
     path = Path(abspath(Path(str(out)).expanduser()))
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; give the file to write, for example --out {path / 'datalist.json'}")
@@ -351,17 +368,25 @@ def _stem(file: Path) -> str:
     return file.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _named_by_split(
-    found: Mapping[str, dict[str, Path]], skipped: dict[str, str], assigned: Mapping[str, str], split: str
-) -> dict[str, dict[str, Path]]:
-    """The cases that the split file names; the others join ``skipped``."""
-    unknown = sorted(set(assigned) - set(found) - set(skipped))
-    if unknown:
+def set_apart_unnamed(
+    found: dict, failed: dict[str, str], assigned: Mapping[str, str], split: str | None
+) -> dict[str, str]:
+    """Remove the cases that a split does not name; returns them with that reason.
+
+    Raises:
+        ValueError: a split file names cases that were not found; a collection's own (None) may.
+    """
+    unknown = sorted(set(assigned) - set(found) - set(failed))
+    if split and unknown:
         raise ValueError(
             f"{split} names {len(unknown)} cases that were not found, first {unknown[0]}; correct the names"
         )
-    skipped |= {case: f"not named in {Path(split).name}" for case in (*found, *skipped) if case not in assigned}
-    return {case: files for case, files in found.items() if case in assigned}
+    by = Path(split).name if split else "the collection's own split"
+    unnamed = {case: f"not named in {by}" for case in (*found, *failed) if case not in assigned}
+    for case in unnamed:
+        found.pop(case, None)
+        failed.pop(case, None)
+    return unnamed
 
 
 def _entries(
@@ -385,8 +410,7 @@ def _entries(
 
 
 def _missing(modalities: Sequence[str]) -> str:
-    hint = ", as in the challenge's validation and test sets" if list(modalities) == ["seg"] else ""
-    return f"no {', '.join(modalities)} file{hint}"
+    return UNLABELLED if list(modalities) == ["seg"] else f"no {', '.join(modalities)} file"
 
 
 def patient_of(case: str) -> str:

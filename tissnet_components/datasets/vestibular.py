@@ -1,7 +1,6 @@
 """From a download of TCIA's Vestibular-Schwannoma-SEG to scans and masks on T2's grid, with a datalist."""
 
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,16 @@ import numpy as np
 from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
-from tissnet_components.datasets.brats import existing_folder, print_skipped, print_summary, read_split
+from tissnet_components.datasets.brats import (
+    checked_workers,
+    existing_folder,
+    print_skipped,
+    print_summary,
+    read_split,
+    refuse_failed,
+    set_apart_unnamed,
+    writable,
+)
 from tissnet_components.datasets.cases import (
     SECTIONS,
     BadCase,
@@ -49,6 +57,7 @@ KINDS = {  # the end of a file's path, in TCIA's zip files or in the BIDS varian
 }
 FILE_KIND = {kind: re.compile(rf".*{pattern}", re.IGNORECASE) for kind, pattern in KINDS.items()}
 SAME_POINT_MM = 0.1
+HEAD_MM = np.array([(x, y, z) for x in (-100, 100) for y in (-100, 100) for z in (-100, 100)])
 FILES = ("t2", "t1ce", "seg")
 
 Found = Mapping[str, Sequence[Path | Series]]  # kind -> files or series of a patient
@@ -73,7 +82,7 @@ def prepare_vs(
     brought to its grid with the supplied affine transform (_t1ce), and the mask of the tumor there (_seg), from the
     contours, or from RTSTRUCT where there are none. A folder appears only when it is whole: after an interruption run
     the same command again; remove a folder to convert its patient anew. Patients that cannot be converted are listed
-    with the reason, the others go on, and the exit status is then 1.
+    with the reason, the others go on, and the exit status is then 1; the split need not name all.
 
     Args:
         root: the folder with all that was downloaded.
@@ -88,20 +97,20 @@ def prepare_vs(
         ValueError: one sentence: an argument is wrong, or some patients could not be converted.
         ImportError: there are DICOM files but pydicom is not installed.
     """
-    folder, target = existing_folder(root), Path(os.path.abspath(Path(str(out)).expanduser()))
-    named = _parse_structures(structures)
+    folder, datalist, workers = existing_folder(root), writable(f"{out}/datalist.json"), checked_workers(workers)
+    named, assigned = _parse_structures(structures), _assigned(split)
     found = find_patients(folder)
-    sections, skipped = _sections(found, split)
-    skipped |= convert_all({name: found[name] for name in sections}, target, named, workers)
+    unnamed = set_apart_unnamed(found, {}, assigned, split)
+    failed = convert_all(found, datalist.parent, named, workers)
+    skipped = unnamed | failed
     print_skipped(skipped, folder)
-    done = {name: section for name, section in sections.items() if name not in skipped}
+    done = {name: assigned[name] for name in found if name not in failed}
     if not done:
-        raise ValueError(f"none of the {len(found)} patients in {folder} could be converted, see the reasons above")
-    by_section = {section: sorted(name for name in done if done[name] == section) for section in SECTIONS}
-    write_whole(target / "datalist.json", _datalist(by_section, Path(split).name if split else "TCIA").encode())
-    print_summary(target / "datalist.json", by_section, ["t2"], "t1ce", len(skipped))
-    if skipped:
-        raise ValueError(f"{len(skipped)} of {len(found)} patients are not in the datalist, see the reasons above")
+        raise ValueError(f"none of the {len(skipped)} patients in {folder} could be converted, see the reasons above")
+    by_section = {section: [name for name in done if done[name] == section] for section in SECTIONS}
+    write_whole(datalist, _datalist(by_section, Path(split).name if split else "TCIA").encode())
+    print_summary(datalist, by_section, ["t2"], "t1ce", len(skipped))
+    refuse_failed(failed, len(done))
 
 
 def patient_name(text: str) -> str | None:
@@ -131,11 +140,11 @@ def find_patients(root: Path) -> dict[str, Found]:
 
 
 def convert_all(
-    patients: Mapping[str, Found], out: Path, structures: Mapping[str, str], workers: int | None = None
+    patients: Mapping[str, Found], out: Path, structures: Mapping[str, str], workers: int
 ) -> dict[str, str]:
     """Convert those whose files are not there yet, in parallel; returns why some could not be."""
     missing = [name for name in patients if not all((out / file).is_file() for file in _files(name))]
-    workers = min(workers or min(8, os.cpu_count() or 1), max(1, len(missing)))
+    workers = min(workers, max(1, len(missing)))
     jobs = [(name, patients[name], out, structures.get(name)) for name in missing]
     progress = partial(tqdm, desc="converting", total=len(jobs), unit="patient", disable=not jobs)
     if workers == 1:
@@ -155,10 +164,12 @@ def convert(name: str, found: Found, out: Path, structure: str | None = None) ->
     Raises:
         BadCase: something is missing, doubtful or damaged.
     """
+    check_case_name(name, "a DICOM header")
     _check_patient(name, found)
     t1, t2 = choose_scan(found, "t1"), choose_scan(found, "t2")
     t2_to_t1, transform = _transform(found)
-    _check_direction(found, t2_to_t1, transform, structure)
+    if not (_fits_contours(found, t2_to_t1, transform, structure) or _fits_its_inverse(found)):
+        tqdm.write(f"{name}: nothing tells whether {transform} is inverted, for its counterpart is missing")
     contours = _tumor(found, {"t1": t1, "t2": t2}, t2_to_t1, structure)
     t1_image, t2_image = _read(t1), _read(t2)
     for image, scan in ((t1_image, t1), (t2_image, t2)):
@@ -186,9 +197,9 @@ def choose_scan(found: Found, modality: str) -> Path | Series:
     if len(fits) > 1:
         raise BadCase(f"{fits[0]} and {fits[1]} are both {modality.upper()}; move the one away that was not contoured")
     if not fits:
-        which = f"series {', '.join(named)}, which the contours name," if named else f"{modality.upper()} scan"
+        which = f" (series {', '.join(named)}, which the contours name)" if named else ""
         others = ", ".join(sorted(one.description or one.uid for one in series)) or "none"
-        raise BadCase(f"no {which} among the MR images ({others}); download it too")
+        raise BadCase(f"no {modality.upper()} scan among the MR images ({others}); download it too{which}")
     return fits[0]
 
 
@@ -271,18 +282,31 @@ def _transform(found: Found) -> tuple[np.ndarray, Path]:
     )
 
 
-def _check_direction(found: Found, t2_to_t1: np.ndarray, transform: Path, structure: str | None) -> None:
-    """Refuse a transform that does not carry T2's contours onto T1's; they are the same points in both spaces."""
+def _fits_contours(found: Found, t2_to_t1: np.ndarray, transform: Path, structure: str | None) -> bool:
+    """Whether both scans' contours are there, the same points in both spaces; refuses a transform that parts them."""
     files = _only(found, "t1 contours"), _only(found, "t2 contours")
     if None in files:
-        return
+        return False
     t1, t2 = (np.concatenate(read_contours(file, structure)) for file in files)
     if t1.shape != t2.shape:
-        return
+        return False
     apart, inverted = (np.abs(move([t2], matrix)[0] - t1).max() for matrix in (t2_to_t1, np.linalg.inv(t2_to_t1)))
     if apart > SAME_POINT_MM:
         hint = "it is inverted" if inverted <= SAME_POINT_MM else "it belongs to other scans"
         raise BadCase(f"{transform} leaves T1's and T2's contours {apart:.1f} mm apart: {hint}; fetch it again")
+    return True
+
+
+def _fits_its_inverse(found: Found) -> bool:
+    """Whether both directions' transforms are there; refuses them if they do not undo each other."""
+    files = _only(found, "t1 to t2"), _only(found, "t2 to t1")
+    if None in files:
+        return False
+    forward, backward = map(read_transform, files)
+    apart = np.abs(move(move([HEAD_MM], forward), backward)[0] - HEAD_MM).max()
+    if apart > SAME_POINT_MM:
+        raise BadCase(f"{files[0]} and {files[1].name} do not undo each other ({apart:.1f} mm left); fetch both again")
+    return True
 
 
 def _tumor(
@@ -336,25 +360,11 @@ def _parse_structures(structures: str | Sequence[str] | None) -> dict[str, str]:
     return {patient_name(patient): name.strip() for patient, _, name in pairs}
 
 
-def _sections(found: Mapping[str, Found], split: str | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Section of each patient to convert, and why others have none."""
+def _assigned(split: str | None) -> dict[str, str]:
+    """Section by patient, of the split file or TCIA's own."""
     if split:
-        assigned = {patient_name(case) or case: section for case, section in read_split(split).items()}
-    else:
-        assigned = {f"VS-SEG-{n:03d}": section for section, numbers in TCIA_SPLIT.items() for n in numbers}
-    skipped = {name: f"not named in {Path(split).name if split else 'the split of TCIA'}" for name in found}
-    skipped |= {name: reason for name in found if (reason := _unfit(name))}
-    sections = {name: assigned[name] for name in found if name in assigned and not _unfit(name)}
-    return sections, {name: reason for name, reason in skipped.items() if name not in sections}
-
-
-def _unfit(name: str) -> str | None:
-    """Why results cannot be filed under a name, which may be any PatientID."""
-    try:
-        check_case_name(name, "a DICOM header")
-    except BadCase as error:
-        return str(error)
-    return None
+        return {patient_name(case) or case: section for case, section in read_split(split).items()}
+    return {f"VS-SEG-{n:03d}": section for section, numbers in TCIA_SPLIT.items() for n in numbers}
 
 
 def _datalist(sections: Mapping[str, Sequence[str]], split: str) -> str:
