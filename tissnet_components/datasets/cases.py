@@ -263,7 +263,10 @@ def _chosen(case: Mapping, named: Sequence[str], sources: Sequence[str], path: s
 def _read_sections(path: Path) -> tuple[dict[str, list], list[str] | None]:
     """The cases by section, and the names of the source contrasts if the datalist gives them."""
     if not os.path.isfile(path):
-        raise ValueError(f"datalist {path} does not exist; write it with `python -m tissnet_components prepare_brats`")
+        raise ValueError(
+            f"datalist {path} does not exist; write it with prepare_brats, prepare_vs or phantom of "
+            f"`python -m tissnet_components`"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -60,8 +60,8 @@ TASKS = {
         "vestibular schwannoma",
         "No patient was scanned. Anatomy: the brain of the ICBM152 atlas in a skull base of simple solids, deformed "
         "at random. Images: signal equations of balanced and of spoiled gradient echoes with relaxation times at "
-        "1.5 T, contrast agent, flow, banding, partial volume, coil shading and Rician noise. No evidence of how "
-        "anything performs on real images.",
+        "1.5 T, contrast agent, flow, banding, partial volume within the brain, coil shading and Rician noise. No "
+        "evidence of how anything performs on real images.",
     ),
 }
 
@@ -94,7 +94,7 @@ def phantom(
         seed: which patients, a non-negative integer.
         spacing: voxel size in mm of "brats", 0.5 to 6, by default 2. 1 gives 240 x 240 x 155 voxels as BraTS has, 2
             gives 120 x 120 x 78. "vs" always has 272 x 160 x 40 voxels of 0.41 x 0.41 x 1.5 mm.
-        workers: processes, by default one per processor; each needs about 0.6 GB at 2 mm and 2 GB at 1 mm or for "vs".
+        workers: processes, by default one per processor; each needs about 0.6 GB (2 mm), 2 GB (1 mm) or 0.8 GB ("vs").
         contours: folder with contours of Vestibular-Schwannoma-SEG, whose tumors "vs" then takes the shapes of.
 
     Returns:

@@ -238,8 +238,8 @@ def vary(rng: np.random.Generator) -> dict[str, Tissue]:
 
 
 def t2_weighted(rng: np.random.Generator) -> tuple[MRSequence, float]:
-    """A sequence as a function of tissue and phase, and its TR: CISS (195 patients of 242), a restored turbo spin echo
-    (47 of 242: TR 750 ms, TE 116 to 124 ms, turbo factor 23), or FIESTA, which other scanners have."""
+    """A sequence as a function of tissue and phase, and its TR: CISS (193 patients of 242, 70 degrees), a restored
+    turbo spin echo (49: TR 750 ms, TE 116 to 124 ms, turbo factor 23), or FIESTA, which other scanners have."""
     kind = rng.choice(["ciss", "tse", "fiesta"], p=[0.7, 0.2, 0.1])
     if kind == "tse":
         sequence = partial(driven_equilibrium, tr_ms=750, te_ms=rng.uniform(116, 124), train_ms=rng.uniform(220, 280))
@@ -254,7 +254,7 @@ def t2_weighted(rng: np.random.Generator) -> tuple[MRSequence, float]:
 
 
 def t1_weighted(rng: np.random.Generator) -> MRSequence:
-    """A spoiled gradient echo: TR 11 ms (235 of 242 patients) or 13 ms, nominal flip angles of 12 to 20 degrees."""
+    """A spoiled gradient echo: TR 11 ms (235 of 242 patients) or 13 ms, flips from the nominal 20 degrees down."""
     sequence = partial(spoiled_gradient_echo, tr_ms=rng.uniform(11, 13), flip_degrees=rng.uniform(10, 20))
     te_ms = rng.uniform(4, 4.76)
     return lambda tissue, phase: sequence(tissue) * np.exp(-te_ms / tissue.t2_ms) + 0 * phase
