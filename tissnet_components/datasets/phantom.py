@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,7 @@ from tissnet_components.datasets.simulated_brain import load_atlas
 from tissnet_components.datasets.simulated_glioma import glioma_patient
 from tissnet_components.datasets.simulated_skull_base import SPACING_MM
 from tissnet_components.datasets.simulated_vestibular import Contours, tumor_contours, vestibular_patient
-from tissnet_components.files import whole_folder, write_whole
+from tissnet_components.files import to_json, whole_folder, write_whole
 
 ATLAS = (
     "ICBM 2009a Nonlinear Symmetric, from the nilearn package. Copyright (C) 1993-2004 Louis Collins, "
@@ -116,7 +115,7 @@ def phantom(
     try:
         claim_folder(folder, describe(task, seed, voxel_mm, tumors))
         run_parallel(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
-        return write_json(folder / "datalist.json", datalist(task, cases, seed))
+        return write_whole(folder / "datalist.json", to_json(datalist(task, cases, seed)))
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
 
@@ -166,17 +165,9 @@ def claim_folder(folder: Path, description: dict) -> None:
     """Create `folder` and leave the description there, or refuse it when another cohort is in it."""
     file = folder / "dataset_description.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if file.exists() and file.read_text(encoding="utf-8") != to_json(description):
+    if file.exists() and file.read_bytes() != to_json(description):
         raise ValueError(f"{file} differs in task, seed, spacing, contours or version; choose another --out")
-    write_json(file, description)
-
-
-def to_json(content: dict) -> str:
-    return json.dumps(content, indent=2) + "\n"
-
-
-def write_json(file: Path, content: dict) -> Path:
-    return write_whole(file, to_json(content).encode())
+    write_whole(file, to_json(description))
 
 
 def case_name(index: int) -> str:

@@ -43,7 +43,7 @@ from tissnet_components.datasets.contours import (
 )
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
 from tissnet_components.datasets.weighting import weighting
-from tissnet_components.files import whole_folder, write_whole
+from tissnet_components.files import to_json, whole_folder, write_whole
 
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
 PATIENT = re.compile(r"(?:VS-SEG-|vs_gk_|sub-)0*(\d+)", re.IGNORECASE)
@@ -108,7 +108,7 @@ def prepare_vs(
     if not done:
         raise ValueError(f"none of the {len(skipped)} patients in {folder} could be converted, see the reasons above")
     by_section = {section: [name for name in done if done[name] == section] for section in SECTIONS}
-    write_whole(datalist, _datalist(by_section, Path(split).name if split else "TCIA").encode())
+    write_whole(datalist, to_json(_datalist(by_section, Path(split).name if split else "TCIA")))
     print_summary(datalist, by_section, ["t2"], "t1ce", len(skipped))
     refuse_failed(failed, len(done))
 
@@ -367,8 +367,8 @@ def _assigned(split: str | None) -> dict[str, str]:
     return {f"VS-SEG-{n:03d}": section for section, numbers in TCIA_SPLIT.items() for n in numbers}
 
 
-def _datalist(sections: Mapping[str, Sequence[str]], split: str) -> str:
-    content = {
+def _datalist(sections: Mapping[str, Sequence[str]], split: str) -> dict[str, object]:
+    return {
         "name": "Vestibular-Schwannoma-SEG",
         "description": f"Vestibular schwannoma from t2 with t1ce missing; split by {split}",
         "sources": ["t2"],
@@ -376,7 +376,6 @@ def _datalist(sections: Mapping[str, Sequence[str]], split: str) -> str:
         "labels": {"0": "background", "1": "vestibular schwannoma"},
         **{section: [_entry(name) for name in names] for section, names in sections.items()},
     }
-    return json.dumps(content, indent=2) + "\n"
 
 
 def _entry(name: str) -> dict[str, object]:
