@@ -103,6 +103,33 @@ def test_a_damaged_file_among_good_ones_is_named(tmp_path, left):
         read_series(the_only(tmp_path))
 
 
+@pytest.mark.parametrize("left", [100, 200])
+def test_a_damaged_file_stops_only_the_series_that_misses_a_slice(tmp_path, left):
+    save_all(slices_of(volume(), "P1"), tmp_path, "a{}.dcm")
+    files = save_all(slices_of(volume(), "P2"), tmp_path, "b{}.dcm")
+    files[1].write_bytes(files[1].read_bytes()[:left])
+    good, bad = find_series(tmp_path)
+    np.testing.assert_array_equal(read_series(good).dataobj, volume().dataobj)
+    with pytest.raises(BadCase, match=r"b2\.dcm cannot be read"):
+        read_series(bad)
+
+
+def test_a_damaged_file_that_may_be_the_last_slice_of_any_series_stops_all(tmp_path):
+    save_all(slices_of(volume(), "P1"), tmp_path, "a{}.dcm")
+    files = save_all(slices_of(volume(), "P2"), tmp_path, "b{}.dcm")
+    files[-1].write_bytes(files[-1].read_bytes()[:200])
+    for series in find_series(tmp_path):
+        with pytest.raises(BadCase, match=r"b4\.dcm cannot be read"):
+            read_series(series)
+
+
+def test_a_last_slice_that_is_cut_short_is_noticed_without_dicom_s_ending(tmp_path):
+    files = save_all(slices_of(volume()), tmp_path, "IM{:04d}")
+    files[-1].write_bytes(files[-1].read_bytes()[:100])
+    (tmp_path / "README").write_text("notes")
+    assert the_only(tmp_path).unreadable == (files[-1],)
+
+
 def test_a_slice_cut_within_its_pixels_is_named(tmp_path):
     files = save_all(slices_of(volume()), tmp_path)
     files[1].write_bytes(files[1].read_bytes()[:-10])

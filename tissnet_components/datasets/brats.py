@@ -101,7 +101,7 @@ def prepare_brats(
     sections = split_cases(names, seed) if assigned is None else _by_section(assigned, names)
     _write_datalist(datalist, good, sections, sources, target, f"seed {seed}" if assigned is None else Path(split).name)
     print_summary(datalist, sections, sources, target, len(skipped))
-    refuse_failed({case: reason for case, reason in failed.items() if reason != UNLABELLED}, len(good))
+    refuse_failed({case: reason for case, reason in failed.items() if split or reason != UNLABELLED}, len(good))
 
 
 def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg")) -> dict[str, dict[str, Path]]:

@@ -5,9 +5,11 @@ a single folder full of files are all the same.
 """
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +22,10 @@ from tissnet_components.datasets.cases import BadCase
 
 IMAGE_MODALITIES = ("MR", "CT", "PT")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
-HEADER = ("SOPInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent")
+HEADER = (
+    *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber"),
+    *("Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent"),
+)
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames")
 TOLERANCE_MM = 0.1  # of a slice's place; headers round to 0.001 mm or finer, and a pixel is 0.4 mm
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -31,7 +36,7 @@ class Series:
     """One DICOM series: what its headers say, and its files.
 
     ``agent`` is the contrast agent, "" where the header names none (which does not mean that none was given).
-    ``unreadable`` are damaged DICOM files in the folders of the series; they may be slices of it.
+    ``unreadable`` are damaged DICOM files in the folders of the series that may be slices of it.
     """
 
     uid: str
@@ -57,16 +62,20 @@ def find_series(folder: str | Path) -> list[Series]:
         ImportError: pydicom is not installed.
     """
     members: dict[str, dict[str, tuple[Path, dict[str, str]]]] = defaultdict(dict)
-    damaged: dict[Path, list[Path]] = defaultdict(list)
+    damaged, strangers = [], []
     for file in files_below(Path(str(folder)).expanduser()):
         header = _read_header(file)
         if header is None:
-            continue
-        if not header.get("SeriesInstanceUID"):
-            damaged[file.parent].append(file)
+            strangers.append(file)
+        elif not header.get("SeriesInstanceUID"):
+            damaged.append(file)
         else:
             members[header["SeriesInstanceUID"]].setdefault(header.get("SOPInstanceUID") or str(file), (file, header))
-    series = [_series(uid, list(instances.values()), damaged) for uid, instances in members.items()]
+    named = {_without_numbers(file) for instances in members.values() for file, _ in instances.values()}
+    damaged += [s for s in strangers if s.suffix.lower() in DICOM_ENDINGS or _without_numbers(s) in named]
+    slices = {uid: list(instances.values()) for uid, instances in members.items()}
+    unreadable = _by_series(damaged, slices)
+    series = [_series(uid, instances, unreadable[uid]) for uid, instances in slices.items()]
     return sorted(series, key=lambda one: (one.patient, one.description, one.uid))
 
 
@@ -145,23 +154,55 @@ def import_pydicom() -> ModuleType:
 
 
 def _read_header(file: Path) -> dict[str, str] | None:
-    """The tags of `HEADER` as text, {} of a damaged DICOM file, None of a file that is no DICOM."""
+    """The tags of `HEADER` as text, {} of a damaged DICOM file, None of a file that does not begin as DICOM does."""
     pydicom = import_pydicom()
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
         return {tag: str(header.get(tag) or "").strip() for tag in HEADER}
     except pydicom.errors.InvalidDicomError:
-        return {} if file.suffix.lower() in DICOM_ENDINGS else None
+        return None
     except Exception:  # a damaged header raises whatever its bytes happen to mean
         return {}
 
 
-def _series(uid: str, instances: list[tuple[Path, dict[str, str]]], damaged: dict[Path, list[Path]]) -> Series:
+def _without_numbers(file: Path) -> tuple[Path, str]:
+    """Alike for the slices of a series, which lie together and differ in their numbers."""
+    return file.parent, re.sub(r"\d+", "0", file.name)
+
+
+def _by_series(
+    damaged: Sequence[Path], slices: Mapping[str, Sequence[tuple[Path, dict[str, str]]]]
+) -> dict[str, list[Path]]:
+    """The damaged files that may be slices of each series.
+
+    Those are all in its folders, unless as many slices are missing there as files are damaged: then it is only they
+    that miss some. So one bad file among the scans of many patients stops one of them.
+    """
+    unreadable = defaultdict(list)
+    for folder, files in groupby(sorted(damaged), lambda file: file.parent):
+        lost = {
+            uid: _missing_numbers([header["InstanceNumber"] for _, header in instances])
+            for uid, instances in slices.items()
+            if any(file.parent == folder for file, _ in instances)
+        }
+        bad = list(files)
+        for uid, missing in lost.items():
+            if missing or sum(lost.values()) != len(bad):
+                unreadable[uid] += bad
+    return unreadable
+
+
+def _missing_numbers(numbers: Sequence[str]) -> int:
+    """How many of 1 to the highest are not there."""
+    found = {int(number) for number in numbers if number.isdecimal()} - {0}
+    return max(found, default=0) - len(found)
+
+
+def _series(uid: str, instances: list[tuple[Path, dict[str, str]]], unreadable: Sequence[Path]) -> Series:
     files = tuple(file for file, _ in instances)
     header = instances[0][1]
-    unreadable = tuple(bad for folder in {file.parent: None for file in files} for bad in damaged.get(folder, ()))
     texts = (header["Modality"], header["SeriesDescription"], header["PatientID"], header["ContrastBolusAgent"])
-    return Series(uid, *texts, files, unreadable)
+    return Series(uid, *texts, files, tuple(unreadable))
 
 
 def _in_order(series: Series) -> list[Path]:
