@@ -171,6 +171,9 @@ def test_open_and_empty_contours_are_refused(tmp_path):
     around = at(2, circle(5, corners=40))
     with pytest.raises(BadCase, match=r"contour 2 of the tumor in .*c\.json is open by 7\.\d mm; close or remove it"):
         read_contours(write_json(tmp_path / "c.json", TV=[at(1), around[:30]]))
+    with pytest.raises(BadCase, match=r"is open by 3\.1 mm"):
+        read_contours(write_json(tmp_path / "c.json", TV=[around[:37]]))
+    assert len(read_contours(write_json(tmp_path / "c.json", TV=[around[:39]]))) == 1  # a point too few
     with pytest.raises(BadCase, match=r"contour 1 .* encloses nothing"):
         read_contours(write_json(tmp_path / "c.json", TV=[at(2)[:2]]))
     with pytest.raises(BadCase, match="has no contour of the tumor"):

@@ -27,7 +27,7 @@ from vestibular_download import (
 )
 
 from tissnet_components.datasets.cases import BadCase, load_datalist, usable_cases
-from tissnet_components.datasets.contours import read_contours, tumor_mask, volume_mm3
+from tissnet_components.datasets.contours import move, read_contours, tumor_mask, volume_mm3
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series
 from tissnet_components.datasets.vestibular import (
     TCIA_SPLIT,
@@ -296,7 +296,8 @@ def test_a_patient_id_cannot_lead_out_of_the_results(tmp_path, capsys):
     with pytest.raises(ValueError, match="none of the 2 patients"):
         prepare(tmp_path, split=str(split))
     assert "a DICOM header names a case '../../x', which cannot be a folder's name" in printed(capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"tcia", "split.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tcia", "split.csv", "out"}
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_damaged_slice_among_good_ones_is_named(one, capsys):
@@ -405,6 +406,10 @@ def test_what_is_no_affine_transform_is_refused(tmp_path):
     write_tfm(file, np.diag([1, 1, -1, 1]))
     with pytest.raises(BadCase, match=r"x\.tfm changes volumes by the factor -1"):
         read_transform(file)
+    for factor in (0.4, 2.5):
+        write_tfm(file, np.diag([1, 1, factor, 1]))
+        with pytest.raises(BadCase, match=rf"x\.tfm changes volumes by the factor {factor}, expected 1"):
+            read_transform(file)
     file.write_text("nothing")
     with pytest.raises(BadCase, match=r"x\.tfm cannot be read"):
         read_transform(file)
@@ -473,6 +478,15 @@ def test_real_contours_keep_their_volume_on_any_grid(real_geometry, number):
         mask = real_mask(contours, offset)
         volume = np.count_nonzero(mask.dataobj) * SPACING_MM.prod()
         assert volume == pytest.approx(polygon_volume(real_contours(real_geometry, number, "T1w")), rel=0.03)
+
+
+def test_real_transforms_carry_contours_from_t2_to_t1_and_not_the_other_way(real_geometry):
+    for number in (1, 8, 55, 102, 150):
+        t1, t2 = (np.concatenate(real_contours(real_geometry, number, weighting)) for weighting in ("T1w", "T2w"))
+        file = f"sub-{number:03d}/anat/sub-{number:03d}_inv_T1_LPS_to_T2_LPS.tfm"
+        t2_to_t1 = read_transform(real_geometry / "sourcedata" / "registration_matrices" / file)
+        assert np.abs(move([t2], t2_to_t1)[0] - t1).max() < 0.1
+        assert np.abs(move([t2], np.linalg.inv(t2_to_t1))[0] - t1).max() > 0.1
 
 
 def test_real_transforms_carry_contours_from_t1_to_t2(real_geometry):

@@ -164,7 +164,7 @@ def convert(name: str, found: Found, out: Path, structure: str | None = None) ->
     Raises:
         BadCase: something is missing, doubtful or damaged.
     """
-    check_case_name(name, "a DICOM header")  # which may hold any PatientID
+    check_case_name(name, "a DICOM header")
     _check_patient(name, found)
     t1, t2 = choose_scan(found, "t1"), choose_scan(found, "t2")
     t2_to_t1, transform = _transform(found)
