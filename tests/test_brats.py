@@ -233,7 +233,8 @@ def test_unusable_cases_are_left_out_and_printed_with_the_reason(tmp_path, capsy
 def test_a_case_whose_name_is_no_folder_s_is_left_out(tmp_path, capsys):
     good = cohort(tmp_path)
     brats_case(tmp_path / "odd", "a\nb")
-    prepare_brats(str(tmp_path), str(tmp_path / "datalist.json"))
+    with pytest.raises(ValueError, match="1 of 4 cases are not in the datalist"):
+        prepare_brats(str(tmp_path), str(tmp_path / "datalist.json"))
     assert listed_cases(tmp_path / "datalist.json") == good
     assert "cannot be a folder's name" in " ".join(capsys.readouterr().out.split())
 

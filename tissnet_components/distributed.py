@@ -3,10 +3,11 @@
 Losses and steps are those of one process that sees all their batches at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import warnings
 from typing import Any
 
 import ignite.distributed as idist
+import Sequence
 import torch
 import torch.distributed as dist
 from monai.data import partition_dataset
@@ -52,7 +53,11 @@ def all_samples(tensor: torch.Tensor) -> torch.Tensor:
         tensor: (B, ...), as many samples in every process.
         returns: (processes * B, ...).
     """
-    return torch.cat(all_gather(tensor)) if idist.get_world_size() > 1 else tensor
+    if idist.get_world_size() == 1:
+        return tensor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what shall replace it is private, and newer than our oldest
+        return torch.cat(all_gather(tensor))
 
 
 def weight_of(samples: int) -> float:
