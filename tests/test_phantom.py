@@ -196,7 +196,7 @@ def test_a_case_that_has_lost_a_file_is_simulated_again(quick, tmp_path):
     ("arguments", "message"),
     [
         ({"task": "liver"}, "unknown task 'liver'; known: ['brats', 'vs']"),
-        ({"task": {}}, "unknown task {}"),
+        ({"task": {}}, "unknown task {}; known: ['brats', 'vs']"),
         ({"cases": 2}, "cases is 2, expected an integer of at least 3"),
         ({"cases": "many"}, "cases is 'many', expected an integer of at least 3"),
         ({"seed": -1}, "seed is -1, expected an integer of at least 0"),
