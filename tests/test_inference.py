@@ -158,6 +158,16 @@ def test_a_map_is_saved_under_its_case_in_its_own_geometry(tmp_path, dtype):
     assert saved.get_data_dtype() == dtype
 
 
+def test_a_map_of_a_sagittal_scan_is_saved_in_its_own_geometry(tmp_path):
+    sagittal = np.array([[0.0, 0, -1, 5], [0, 1, 0, 6], [1, 0, 0, 7], [0, 0, 0, 1]])
+    values = torch.arange(2 * 3 * 4).reshape(1, 2, 3, 4)
+    image = MetaTensor(values, affine=torch.from_numpy(sagittal), meta={"case": "anna", "filename_or_obj": "x_t1.nii"})
+    SaveImageCased("fine", str(tmp_path), "seg")({"fine": image})
+    saved = nib.load(tmp_path / "anna" / "anna_seg.nii.gz")
+    np.testing.assert_array_equal(saved.dataobj, values[0])
+    np.testing.assert_array_equal(saved.affine, sagittal)
+
+
 def test_a_map_that_a_network_does_not_have_is_not_written(tmp_path):
     SaveImageCased("error", str(tmp_path), "error")({"fine": torch.zeros(1, 2, 3, 4)})
     assert files_below(tmp_path) == set()

@@ -55,17 +55,28 @@ def lies_on(found: nib.Nifti1Image, file: Path) -> bool:
 
 @tried(6, 150)
 def test_the_same_scan_in_another_form_gives_the_same_mask(amount, bundle, scan, tmp_path):
-    expected = nib.as_closest_canonical(mask_of(bundle, write(tmp_path / "s.nii", scan.to_bytes()), tmp_path))
-    assert 0 < voxels(expected).mean() < 0.5
+    scans = {"oblique": scan, "straight": straight(scan)}
+    plain = {kind: write(tmp_path / f"{kind}.nii", image.to_bytes()) for kind, image in scans.items()}
+    expected = {kind: voxels(nib.as_closest_canonical(mask_of(bundle, file, tmp_path))) for kind, file in plain.items()}
+    assert all(0 < mask.mean() < 0.5 for mask in expected.values())
     slopes = st.sampled_from((0, 1, 0.5, 3e-5, 7e7, np.nan))
 
-    @inputs(amount, st.sampled_from(orientations()), st.sampled_from(REAL_TYPES), st.booleans(), slopes)
-    def same(code, dtype, big_endian, slope):
-        content = with_header(reoriented(scan, code, dtype), {"scl_slope": slope, "scl_inter": 0}, big_endian)
+    codes, types = st.sampled_from(orientations()), st.sampled_from(REAL_TYPES)
+
+    @inputs(amount, st.sampled_from(sorted(scans)), codes, types, st.booleans(), slopes)
+    def same(kind, code, dtype, big_endian, slope):
+        content = with_header(reoriented(scans[kind], code, dtype), {"scl_slope": slope, "scl_inter": 0}, big_endian)
         file = write(tmp_path / "odd.nii.gz", content)
         found = mask_of(bundle, file, tmp_path)
         assert lies_on(found, file)
-        np.testing.assert_array_equal(voxels(nib.as_closest_canonical(found)), voxels(expected))
+        np.testing.assert_array_equal(voxels(nib.as_closest_canonical(found)), expected[kind])
+
+
+def straight(scan: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The scan with its axes exactly along the patient's."""
+    nearest = nib.as_closest_canonical(scan)
+    spacing_mm = nib.affines.voxel_sizes(nearest.affine)
+    return nib.Nifti1Image(voxels(nearest), np.diag([*spacing_mm, 1]))
 
 
 def reoriented(scan: nib.Nifti1Image, code: str, dtype: str) -> bytes:

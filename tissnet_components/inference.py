@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import DtypeLike, KeysCollection
+from monai.config import DtypeLike, KeysCollection, NdarrayOrTensor
 from monai.data import NibabelWriter
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import Invertd, MapTransform, SaveImaged, Transform
@@ -183,7 +183,17 @@ class InvertTogetherd(MapTransform):
 
 
 class WholeFileWriter(NibabelWriter):
-    """A NIfTI file appears under its final name only when it is whole."""
+    """Voxels as they are, in a NIfTI file that appears under its final name only when it is whole.
+
+    MONAI 1.6 resamples even where nothing is to change, takes a volume without channel for a plane, and then fails
+    where the first two axes do not lie in the plane of the patient's first two, as in a sagittal scan.
+    """
+
+    @classmethod
+    def resample_if_needed(
+        cls, data_array: NdarrayOrTensor, affine: NdarrayOrTensor | None = None, **_: Any
+    ) -> tuple[NdarrayOrTensor, NdarrayOrTensor | None]:
+        return data_array, affine
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         with whole(filename) as unfinished:
