@@ -3,11 +3,11 @@
 Losses and steps are those of one process that sees all their batches at once.
 """
 
-from collections.abc import warnings
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import ignite.distributed as idist
-import Sequence
 import torch
 import torch.distributed as dist
 from monai.data import partition_dataset
