@@ -43,7 +43,7 @@ def build(variant: str, bundle: str = "tissnet_brats", shape: tuple[int, ...] | 
     """Every map of one image; of noise of the given shape, or of a brain."""
     step, parser = VARIANTS.index(variant), read(bundle)
     channels = parser.get_parsed_content("source_channels")
-    image = torch.rand(1, channels, *shape) * 2 - 1 if shape else brain(parser["spacing_mm"][0], channels)
+    image = torch.rand(1, channels, *shape) * 2 - 1 if shape else brain(parser.get_parsed_content("spacing_mm")[0], channels)
     network = parser.get_parsed_content("network").eval()
     network = plain(network).eval() if step < 2 else network
     if step >= 1 and not shape:
