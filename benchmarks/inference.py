@@ -42,8 +42,8 @@ def read(bundle: str, **settings: object) -> ConfigParser:
 def build(variant: str, bundle: str = "tissnet_brats", shape: tuple[int, ...] | None = None) -> Callable[[], dict]:
     """Every map of one image; of noise of the given shape, or of a brain."""
     step, parser = VARIANTS.index(variant), read(bundle)
-    channels = parser.get_parsed_content("source_channels")
-    image = torch.rand(1, channels, *shape) * 2 - 1 if shape else brain(parser.get_parsed_content("spacing_mm")[0], channels)
+    channels, spacing_mm = (parser.get_parsed_content(name) for name in ("source_channels", "spacing_mm"))
+    image = torch.rand(1, channels, *shape) * 2 - 1 if shape else brain(spacing_mm[0], channels)
     network = parser.get_parsed_content("network").eval()
     network = plain(network).eval() if step < 2 else network
     if step >= 1 and not shape:
