@@ -1,74 +1,26 @@
-import csv
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
+from brats_files import (
+    FROM_2023,
+    SHAPE,
+    UNTIL_2021,
+    brats_case,
+    cohort,
+    first_voxel,
+    listed,
+    listed_cases,
+    printed,
+    save,
+    scan,
+    write_csv,
+)
 
-from tissnet_components.datasets.brats import find_cases, prepare_brats, read_split, split_cases
+from tissnet_components.datasets.brats import find_cases, prepare_brats
 from tissnet_components.datasets.cases import MODALITIES, BadCase, load_datalist
-
-SHAPE = (4, 5, 3)
-UNTIL_2021 = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair", "seg": "_seg"}
-FROM_2023 = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
-
-
-def scan(kind: str) -> np.ndarray:
-    """Voxels that tell the modality: the first one holds its number."""
-    if kind == "seg":
-        return np.full(SHAPE, 4, np.uint8)
-    array = np.ones(SHAPE, np.int16)
-    array[0, 0, 0] = 10 + MODALITIES.index(kind)
-    return array
-
-
-def save(file: Path, array: np.ndarray) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.eye(4)), file)
-    return file
-
-
-def brats_case(folder: Path, case: str, names=UNTIL_2021, ending=".nii.gz", without=()) -> dict[str, Path]:
-    kinds = [kind for kind in names if kind not in without]
-    return {kind: save(folder / f"{case}{names[kind]}{ending}", scan(kind)) for kind in kinds}
-
-
-def cohort(root: Path, count: int = 3) -> list[str]:
-    cases = [f"BraTS20_Training_{number:03d}" for number in range(1, count + 1)]
-    for case in cases:
-        brats_case(root / case, case)
-    return cases
-
-
-def decathlon(root: Path, cases=("BRATS_001", "BRATS_002", "BRATS_003"), order=("flair", "t1", "t1ce", "t2")) -> Path:
-    for case in cases:
-        save(root / "imagesTr" / f"{case}.nii.gz", np.stack([scan(kind) for kind in order], axis=-1))
-        save(root / "labelsTr" / f"{case}.nii.gz", np.full(SHAPE, 3, np.uint8))
-    return root
-
-
-def write_csv(file: Path, *rows: tuple[str, str], header=("case", "split")) -> Path:
-    with open(file, "w", newline="") as stream:
-        csv.writer(stream).writerows([header, *rows])
-    return file
-
-
-def listed_cases(out: Path) -> list[str]:
-    return sorted(case for cases in listed(out).values() for case in cases)
-
-
-def listed(out: Path) -> dict[str, list[str]]:
-    content = json.loads(out.read_text())
-    return {section: [entry["case"] for entry in content[section]] for section in ("training", "validation", "test")}
-
-
-def first_voxel(file: str | Path) -> int:
-    return int(nib.load(file).dataobj[0, 0, 0])
-
-
-def printed(capsys) -> str:
-    return " ".join(word for word in capsys.readouterr().out.split() if word not in "│┃")
+from tissnet_components.datasets.datalist import split_cases
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -128,31 +80,6 @@ def test_two_files_for_one_modality_are_refused(tmp_path):
     save(tmp_path / "two" / "p_t1.nii.gz", scan("t1"))
     with pytest.raises(BadCase, match=r"one/p_t1.nii.gz and .*two/p_t1.nii.gz are t1 of p"):
         find_cases(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "patients, counts",
-    [(369, [258, 37, 74]), (12, [9, 1, 2]), (3, [1, 1, 1]), (2, [2, 0, 0]), (100, [70, 10, 20])],
-)
-def test_patients_are_drawn_in_the_paper_s_proportions(patients, counts):
-    names = [f"p{number}" for number in range(patients)]
-    sections = split_cases(names, seed=0)
-    assert [len(cases) for cases in sections.values()] == counts
-    assert sorted(name for cases in sections.values() for name in cases) == sorted(names)
-
-
-def test_the_seed_and_not_the_order_of_names_decides_the_draw():
-    names = [f"p{number}" for number in range(30)]
-    assert split_cases(names, 1) == split_cases(names[::-1], 1)
-    assert split_cases(names, 1) != split_cases(names, 2)
-
-
-def test_time_points_of_a_patient_stay_together():
-    names = [f"BraTS-GLI-{patient:05d}-{point:03d}" for patient in range(20) for point in range(3)]
-    sections = split_cases(names, 0)
-    assert [len(cases) for cases in sections.values()] == [42, 6, 12]  # 14, 2 and 4 patients
-    patients = [{name[:-4] for name in cases} for cases in sections.values()]
-    assert not (patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2])
 
 
 def test_the_datalist_names_each_case_s_files_in_order(tmp_path):
@@ -256,38 +183,6 @@ def test_a_split_file_decides_and_leaves_out_what_it_does_not_name(tmp_path, cap
     assert "not named in split.csv" in printed(capsys)
 
 
-@pytest.mark.parametrize("word", ["val", "valid", "validation", " Validation "])
-def test_a_split_may_be_called_by_its_synonyms(tmp_path, word):
-    assert read_split(write_csv(tmp_path / "split.csv", ("p", word))) == {"p": "validation"}
-
-
-@pytest.mark.parametrize(
-    "rows, header, sentence",
-    [
-        pytest.param(
-            [("p", "train"), ("p", "test")], ("case", "split"), "line 3: case p is named a second", id="twice"
-        ),
-        pytest.param([("p", "holdout")], ("case", "split"), "line 2: .*holdout.* expected", id="unknown split"),
-        pytest.param([("p", "train")], ("patient", "fold"), "line 2: .*expected case,split", id="other columns"),
-        pytest.param([], ("case", "split"), "names no case", id="empty"),
-        pytest.param(
-            [("nobody", "train")], ("case", "split"), "names 1 cases that were not found, first nobody", id="who"
-        ),
-    ],
-)
-def test_a_wrong_split_file_is_refused(tmp_path, rows, header, sentence):
-    cohort(tmp_path)
-    split = write_csv(tmp_path / "split.csv", *rows, header=header)
-    with pytest.raises(ValueError, match=sentence):
-        prepare_brats(tmp_path, tmp_path / "datalist.json", split=str(split))
-    assert not (tmp_path / "datalist.json").exists()
-
-
-def test_a_split_file_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.csv cannot be read"):
-        read_split(tmp_path / "nowhere.csv")
-
-
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -338,58 +233,6 @@ def test_fewer_than_three_patients_are_said_to_leave_sections_empty(tmp_path, ca
     cohort(tmp_path, 2)
     prepare_brats(tmp_path, tmp_path / "datalist.json")
     assert "no case for validation and test" in printed(capsys)
-
-
-@pytest.mark.parametrize("below", [".", "Task01_BrainTumour"])
-def test_the_decathlon_s_channels_become_one_file_per_modality(tmp_path, below):
-    decathlon(tmp_path / "data" / below)
-    prepare_brats(tmp_path / "data", tmp_path / "out" / "datalist.json")
-    (case,) = load_datalist(tmp_path / "out" / "datalist.json", "training")
-    assert [first_voxel(file) for file in (*case["image"], case["target"])] == [10, 11, 12, 13]
-    assert nib.load(case["target"]).shape == SHAPE
-    assert Path(case["target"]).parents[1] == tmp_path / "out" / "Task01_BrainTumour_3d"
-    assert Path(case["label"]).parent.name == "labelsTr"
-
-
-def test_the_decathlon_s_own_json_gives_the_order_of_channels(tmp_path):
-    root = decathlon(tmp_path / "data", order=("t2", "t1ce", "flair", "t1"))
-    (root / "dataset.json").write_text('{"modality": {"0": "T2w", "1": "t1gd", "2": "FLAIR", "3": "T1w"}}')
-    prepare_brats(root, tmp_path / "datalist.json")
-    (case,) = load_datalist(tmp_path / "datalist.json", "test")
-    assert [first_voxel(file) for file in (*case["image"], case["target"])] == [10, 11, 12, 13]
-
-
-def test_a_decathlon_json_of_another_task_is_refused(tmp_path):
-    root = decathlon(tmp_path / "data")
-    (root / "dataset.json").write_text('{"modality": {"0": "CT"}}')
-    with pytest.raises(ValueError, match=r"dataset.json does not give the modalities"):
-        prepare_brats(root, tmp_path / "datalist.json")
-
-
-def test_an_interrupted_decathlon_run_goes_on_where_it_stopped(tmp_path):
-    root = decathlon(tmp_path / "data")
-    prepare_brats(root, tmp_path / "datalist.json")
-    unpacked = sorted((tmp_path / "Task01_BrainTumour_3d").rglob("*.nii.gz"))
-    written = {file: file.stat().st_mtime_ns for file in unpacked}
-    lost = tmp_path / "Task01_BrainTumour_3d" / "BRATS_002" / "BRATS_002_t2.nii.gz"
-    lost.unlink()
-    prepare_brats(root, tmp_path / "datalist.json")
-    again = {file for file in unpacked if file.stat().st_mtime_ns != written[file]}
-    assert lost in again
-    assert {file.parent.name for file in again} == {"BRATS_002"}
-
-
-def test_bad_decathlon_files_are_skipped_with_the_reason(tmp_path, capsys):
-    root = decathlon(tmp_path / "data", cases=[f"BRATS_00{number}" for number in range(1, 6)])
-    save(root / "imagesTr" / "BRATS_001.nii.gz", np.stack([scan("t1")] * 3, axis=-1))
-    (root / "imagesTr" / "BRATS_002.nii.gz").write_text("not an image")
-    save(root / "imagesTs" / "BRATS_485.nii.gz", np.stack([scan("t1")] * 4, axis=-1))
-    with pytest.raises(ValueError, match="2 of 5 cases are not in the datalist"):
-        prepare_brats(root, tmp_path / "datalist.json")
-    assert listed_cases(tmp_path / "datalist.json") == ["BRATS_003", "BRATS_004", "BRATS_005"]
-    text = printed(capsys)
-    for reason in ("imagesTr/BRATS_002.nii.gz", "(4, 5, 3, 3)", "cannot be read", "no seg file", "3 skipped"):
-        assert reason in text
 
 
 def test_the_twelve_real_patients_are_found_and_split_nine_one_two(real_gliomas):

@@ -1,33 +1,35 @@
 """From a BraTS download, of any year, to a checked datalist with a reproducible split."""
 
-import csv
 import json
-import os
-import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from os.path import abspath
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import nibabel as nib
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
-from tqdm import tqdm
 
 from tissnet_components.datasets.cases import (
     MODALITIES,
-    SECTIONS,
     BadCase,
     check_case_name,
-    check_readable,
+    is_nifti,
+    nifti_files,
     usable_cases,
 )
+from tissnet_components.datasets.datalist import (
+    UNLABELLED,
+    by_section,
+    checked_workers,
+    existing_folder,
+    print_skipped,
+    print_summary,
+    read_split,
+    refuse_failed,
+    set_apart_unnamed,
+    split_cases,
+    writable,
+)
+from tissnet_components.datasets.decathlon import DECATHLON, unpack_decathlon
 from tissnet_components.files import whole
 
-PAPER_SPLIT = (258, 37, 74)  # of BraTS 2020's 369 patients: training, validation, test
 NAMES = {  # until 2021, from 2023 on, elsewhere
     "t1": ("t1", "t1n"),
     "t1ce": ("t1ce", "t1c", "t1gd"),
@@ -38,18 +40,6 @@ NAMES = {  # until 2021, from 2023 on, elsewhere
 SUFFIXES = {suffix: modality for modality, suffixes in NAMES.items() for suffix in suffixes}
 SCAN_NAME = re.compile(rf"(?:(?P<case>.+)[_-])?(?P<suffix>{'|'.join(SUFFIXES)})", re.IGNORECASE | re.DOTALL)
 MISNAMED_SEG = "W39_1998.09.19_Segm"  # in BraTS 2020's folder BraTS20_Training_355, under this name to this day
-TIME_POINT = re.compile(r"(BraTS-\w+-\d+)-\d+")  # 2023-2025: BraTS-GLI-00005-000 and -001 are one patient
-DECATHLON = "Task01_BrainTumour"
-DECATHLON_FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
-DECATHLON_ORDER = ("flair", "t1", "t1ce", "t2")
-DECATHLON_NAMES = {"flair": "flair", "t1w": "t1", "t1gd": "t1ce", "t2w": "t2"}
-UNLABELLED = "no seg file, as in the challenge's validation and test sets"
-SPLIT_NAMES = {
-    "training": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-SPLIT_SYNONYMS = {name: section for section, names in SPLIT_NAMES.items() for name in names}
 
 
 def prepare_brats(
@@ -98,7 +88,7 @@ def prepare_brats(
     if not good:
         raise ValueError(f"none of the {len(skipped)} cases in {folder} is usable, see the reasons above")
     names = [entry["case"] for entry in good]
-    sections = split_cases(names, seed) if assigned is None else _by_section(assigned, names)
+    sections = split_cases(names, seed) if assigned is None else by_section(assigned, names)
     _write_datalist(datalist, good, sections, sources, target, f"seed {seed}" if assigned is None else Path(split).name)
     print_summary(datalist, sections, sources, target, len(skipped))
     refuse_failed({case: reason for case, reason in failed.items() if split or reason != UNLABELLED}, len(good))
@@ -138,7 +128,7 @@ def find_siblings(file: str | Path, modalities: Sequence[str]) -> list[Path]:
         )
     beside: dict[str, list[Path]] = defaultdict(list)
     for other in sorted(folder.iterdir()):
-        case, modality = (_is_nifti(other.name) and _case_and_modality(other)) or (None, None)
+        case, modality = (is_nifti(other.name) and _case_and_modality(other)) or (None, None)
         if case == named[0] and modality in modalities:
             beside[modality].append(other)
     found, doubled = _unambiguous({named[0]: beside})
@@ -146,88 +136,6 @@ def find_siblings(file: str | Path, modalities: Sequence[str]) -> list[Path]:
     if doubled or missing:
         raise BadCase(doubled.get(named[0]) or f"{named[0]} has no {', '.join(missing)} in {folder}; add the file")
     return [found[named[0]][modality] for modality in modalities]
-
-
-def split_cases(names: Sequence[str], seed: int, proportions: Sequence[int] = PAPER_SPLIT) -> dict[str, list[str]]:
-    """Draw training, validation and test, keeping all time points of a patient together.
-
-    Validation and test are rounded down but get at least one patient once there are three; training gets the rest:
-    12 patients give 9/1/2 and the paper's 369 give its 258/37/74.
-    """
-    patients = sorted({patient_of(name) for name in names})
-    random.Random(seed).shuffle(patients)
-    least = 1 if len(patients) >= len(SECTIONS) else 0
-    validation, test = (max(least, len(patients) * part // sum(proportions)) for part in proportions[1:])
-    chosen = dict.fromkeys(patients, "training")
-    chosen |= dict.fromkeys(patients[:validation], "validation")
-    chosen |= dict.fromkeys(patients[validation : validation + test], "test")
-    return _by_section({name: chosen[patient_of(name)] for name in names}, names)
-
-
-def read_split(path: str | Path) -> dict[str, str]:
-    """Read a CSV with the columns ``case`` and ``split``: case -> "training", "validation" or "test".
-
-    The first line may name the columns; TCIA's split_TCIA.csv has no such line.
-
-    Raises:
-        ValueError: missing file or column, an unknown split, a case named twice.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            named = file.readline().rpartition(",")[2].strip().lower() not in SPLIT_SYNONYMS
-            file.seek(0)
-            rows = list(csv.DictReader(file, None if named else ["case", "split"], skipinitialspace=True))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise ValueError(
-            f"split file {path} cannot be read ({error}); expected a CSV with columns case,split"
-        ) from error
-    assigned: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2 if named else 1):
-        case, section = (row.get("case") or "").strip(), SPLIT_SYNONYMS.get((row.get("split") or "").strip().lower())
-        if not case or not section:
-            raise ValueError(f"{path}, line {line}: got {row}, expected case,split with split one of {SECTIONS}")
-        if case in assigned:
-            raise ValueError(f"{path}, line {line}: case {case} is named a second time; keep one line per case")
-        assigned[case] = section
-    if not assigned:
-        raise ValueError(f"split file {path} names no case; expected a CSV with columns case,split")
-    return assigned
-
-
-def existing_folder(root: str | Path) -> Path:
-    folder = Path(abspath(Path(str(root)).expanduser()))  # Fire hands a folder called 2020 over as a number
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is not a folder; give the folder that the download was unpacked to")
-    return folder
-
-
-def checked_workers(workers: int | None) -> int:
-    """How many cases to work on at the same time: as given, or one per core, at most eight."""
-    if workers is None:
-        return min(8, os.cpu_count() or 1)
-    if type(workers) is not int or workers < 1:
-        raise ValueError(f"workers is {workers!r}, expected an integer of at least 1")
-    return workers
-
-
-def refuse_failed(failed: Mapping[str, str], good: int) -> None:
-    """After the datalist of the good cases is written: raise ValueError if others failed."""
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(failed) + good} cases are not in the datalist, see the reasons above")
-
-
-def writable(out: str | Path) -> Path:
-    path = Path(abspath(Path(str(out)).expanduser()))
-    if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder; give the file to write, for example --out {path / 'datalist.json'}")
-    probe = path.with_name(f".{os.getpid()}_probe")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
-    return path
 
 
 def _chosen_sources(source: str | Sequence[str] | None, target: str) -> list[str]:
@@ -249,7 +157,7 @@ def _discover(root: Path, beside: Path, workers: int | None) -> tuple[dict[str, 
     """Files of each case, and why some cases have none that can be used."""
     decathlon = next((folder for folder in (root, root / DECATHLON) if (folder / "imagesTr").is_dir()), None)
     if decathlon:
-        found, skipped = _unpack_decathlon(decathlon, beside / f"{DECATHLON}_3d", workers)
+        found, skipped = unpack_decathlon(decathlon, beside / f"{DECATHLON}_3d", workers)
     else:
         found, skipped = _unambiguous(_candidates(root))
     if not found and not skipped:
@@ -262,7 +170,7 @@ def _discover(root: Path, beside: Path, workers: int | None) -> tuple[dict[str, 
 
 def _candidates(root: Path) -> dict[str, dict[str, list[Path]]]:
     candidates: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for file in _nifti_files(root):
+    for file in nifti_files(root):
         named = _case_and_modality(file)
         if named:
             case, modality = named
@@ -270,30 +178,8 @@ def _candidates(root: Path) -> dict[str, dict[str, list[Path]]]:
     return dict(sorted(candidates.items()))
 
 
-def _nifti_files(root: Path) -> Iterator[Path]:
-    """All NIfTI files below a folder, links followed once; hidden ones are macOS's shadows or half-written."""
-    seen = set()
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
-        if os.path.realpath(folder) in seen:
-            subfolders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        subfolders.sort()
-        yield from (Path(folder, name) for name in sorted(names) if _is_nifti(name) and not name.startswith("."))
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise ValueError(
-        f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away"
-    ) from error
-
-
-def _is_nifti(name: str) -> bool:
-    return name.endswith((".nii", ".nii.gz"))
-
-
 def _case_and_modality(file: Path) -> tuple[str, str] | None:
-    named = file.parent if _is_nifti(file.parent.name) else file  # some mirrors unpack x_flair.nii/00000057_flair.nii
+    named = file.parent if is_nifti(file.parent.name) else file  # some mirrors unpack x_flair.nii/00000057_flair.nii
     stem = named.name.removesuffix(".gz").removesuffix(".nii")
     if stem == MISNAMED_SEG:
         return named.parent.name, "seg"
@@ -311,82 +197,6 @@ def _unambiguous(candidates: Mapping[str, Mapping[str, list[Path]]]) -> tuple[di
         else:
             unique[case] = {modality: file for modality, (file,) in files.items()}
     return unique, doubled
-
-
-def _unpack_decathlon(folder: Path, to: Path, workers: int | None) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
-    """Write every 4-D image as one 3-D file per modality; the labels stay where they are."""
-    order = _decathlon_order(folder / "dataset.json")
-    parts = {part: list(_nifti_files(folder / part)) for part in DECATHLON_FOLDERS if (folder / part).is_dir()}
-    images = [*parts["imagesTr"], *parts.get("imagesTs", [])]
-    labels = {file.name: file for file in parts.get("labelsTr", [])}
-
-    def unpack(image: Path) -> dict[str, Path] | str:
-        if image.name not in labels:
-            return _missing(["seg"])
-        try:
-            return {**_write_modalities(image, order, to), "seg": labels[image.name]}
-        except BadCase as error:
-            return str(error)
-
-    with ThreadPoolExecutor(workers) as pool:
-        results = list(tqdm(pool.map(unpack, images), "one file per modality", len(images), unit="case"))
-    cases = {_stem(image): result for image, result in zip(images, results, strict=True)}
-    found = {case: result for case, result in cases.items() if isinstance(result, dict)}
-    return found, {case: result for case, result in cases.items() if isinstance(result, str)}
-
-
-def _decathlon_order(dataset_json: Path) -> tuple[str, ...]:
-    if not dataset_json.is_file():
-        return DECATHLON_ORDER
-    try:
-        channels = json.loads(dataset_json.read_text(encoding="utf-8"))["modality"]
-        order = tuple(DECATHLON_NAMES[channels[str(index)].lower()] for index in range(len(channels)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{dataset_json} does not give the modalities as 0: FLAIR, 1: T1w, 2: t1gd, 3: T2w in some order "
-            f"({error!r}); restore the file, or remove it for that order"
-        ) from error
-    return order
-
-
-def _write_modalities(image: Path, order: Sequence[str], to: Path) -> dict[str, Path]:
-    """Split one 4-D file; files that are there already, and newer, are kept."""
-    case = _stem(image)
-    files = {modality: to / case / f"{case}_{modality}.nii.gz" for modality in order}
-    if all(file.is_file() and file.stat().st_mtime >= image.stat().st_mtime for file in files.values()):
-        return files
-    scan = check_readable(image)
-    if len(scan.shape) != 4 or scan.shape[3] != len(order):
-        raise BadCase(f"{image} has shape {scan.shape}, expected (X, Y, Z, {len(order)}) in the order {order}")
-    for channel, file in enumerate(files.values()):
-        with whole(file) as partial:
-            nib.save(scan.slicer[..., channel], partial)
-    return files
-
-
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def set_apart_unnamed(
-    found: dict, failed: dict[str, str], assigned: Mapping[str, str], split: str | None
-) -> dict[str, str]:
-    """Remove the cases that a split does not name; returns them with that reason.
-
-    Raises:
-        ValueError: a split file names cases that were not found; a collection's own (None) may.
-    """
-    unknown = sorted(set(assigned) - set(found) - set(failed))
-    if split and unknown:
-        raise ValueError(
-            f"{split} names {len(unknown)} cases that were not found, first {unknown[0]}; correct the names"
-        )
-    by = Path(split).name if split else "the collection's own split"
-    unnamed = {case: f"not named in {by}" for case in (*found, *failed) if case not in assigned}
-    for case in unnamed:
-        found.pop(case, None)
-        failed.pop(case, None)
-    return unnamed
 
 
 def _entries(
@@ -411,16 +221,6 @@ def _entries(
 
 def _missing(modalities: Sequence[str]) -> str:
     return UNLABELLED if list(modalities) == ["seg"] else f"no {', '.join(modalities)} file"
-
-
-def patient_of(case: str) -> str:
-    """The patient of a case, whose time points carry one name from 2023 on; before, the case itself."""
-    match = TIME_POINT.fullmatch(case)
-    return match[1] if match else case
-
-
-def _by_section(assigned: Mapping[str, str], names: Sequence[str]) -> dict[str, list[str]]:
-    return {section: sorted(name for name in names if assigned[name] == section) for section in SECTIONS}
 
 
 def _write_datalist(
@@ -450,30 +250,3 @@ def _relative(entry: Mapping, folder: Path) -> dict:
 
     image = [shorten(file) for file in entry["image"]]
     return {**entry, "image": image, "target": shorten(entry["target"]), "label": shorten(entry["label"])}
-
-
-def print_skipped(skipped: Mapping[str, str], root: Path) -> None:
-    """A row per reason, so that 125 unlabelled cases are one line."""
-    if not skipped:
-        return
-    cases = defaultdict(list)
-    for case, reason in sorted(skipped.items()):
-        cases[reason.replace(f"{root}{os.sep}", "")].append(case)
-    table = Table("cases", "which", Column("why", overflow="fold"), title="Skipped")
-    for reason, names in cases.items():
-        which = ", ".join(names) if len(names) <= 10 else f"{names[0]} ... {names[-1]}"
-        table.add_row(str(len(names)), Text(which), Text(reason))
-    Console().print(table)
-
-
-def print_summary(
-    path: Path, sections: Mapping[str, Sequence[str]], sources: Sequence[str], target: str, skipped: int
-) -> None:
-    counts = ", ".join(f"{len(names)} {section}" for section, names in sections.items())
-    summary = f"{path}: {counts}; {', '.join(sources)} -> {target}; {skipped} skipped"
-    Console().print(Text(summary), soft_wrap=True)
-    empty = [section for section, names in sections.items() if not names]
-    if empty:
-        Console().print(
-            Text(f"no case for {' and '.join(empty)}: three patients are needed, or a --split that names some")
-        )

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os.path import abspath
 from pathlib import Path
@@ -52,6 +52,22 @@ def check_case_name(name: object, source: str | Path) -> str:
     return name
 
 
+def nifti_files(root: Path) -> Iterator[Path]:
+    """All NIfTI files below a folder, links followed once; hidden ones are macOS's shadows or half-written."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            subfolders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        subfolders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if is_nifti(name) and not name.startswith("."))
+
+
+def is_nifti(name: str) -> bool:
+    return name.endswith((".nii", ".nii.gz"))
+
+
 def check_readable(file: str | Path) -> nib.Nifti1Pair:
     """Read a NIfTI file completely, which is the only way to notice that it is truncated.
 
@@ -75,6 +91,12 @@ def check_readable(file: str | Path) -> nib.Nifti1Pair:
     except Exception as error:  # nibabel, gzip and zlib raise a dozen types; to the user each means the same
         raise BadCase(f"{file} cannot be read as NIfTI ({_one_line(error)}); fetch or export it again") from error
     return type(image)(voxels, image.affine, image.header)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ValueError(
+        f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away"
+    ) from error
 
 
 def _all_voxels(image: nib.Nifti1Pair) -> np.ndarray:

@@ -5,8 +5,8 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from tissnet_components.datasets.brats import patient_of
 from tissnet_components.datasets.cases import SECTIONS, load_datalist
+from tissnet_components.datasets.datalist import patient_of
 from tissnet_components.files import to_json, write_whole
 
 

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from tissnet_components.datasets.brats import split_cases
+from tissnet_components.datasets.datalist import split_cases
 from tissnet_components.datasets.simulated_brain import load_atlas
 from tissnet_components.datasets.simulated_glioma import glioma_patient
 from tissnet_components.datasets.simulated_skull_base import SPACING_MM

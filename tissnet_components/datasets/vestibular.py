@@ -16,16 +16,6 @@ import numpy as np
 from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
-from tissnet_components.datasets.brats import (
-    checked_workers,
-    existing_folder,
-    print_skipped,
-    print_summary,
-    read_split,
-    refuse_failed,
-    set_apart_unnamed,
-    writable,
-)
 from tissnet_components.datasets.cases import (
     SECTIONS,
     BadCase,
@@ -40,6 +30,16 @@ from tissnet_components.datasets.contours import (
     read_rtstruct,
     referenced_series,
     tumor_mask,
+)
+from tissnet_components.datasets.datalist import (
+    checked_workers,
+    existing_folder,
+    print_skipped,
+    print_summary,
+    read_split,
+    refuse_failed,
+    set_apart_unnamed,
+    writable,
 )
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
 from tissnet_components.datasets.weighting import weighting
