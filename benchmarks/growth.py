@@ -13,7 +13,7 @@ from benchmarks.measure import compare, show
 from benchmarks.scans import write_case
 from benchmarks.segmenting import measure
 
-SIDES, CASES, MODALITIES, WIDTHS = (48, 64, 96, 128), (1, 2), (1, 3), (8, 16, 32)
+SIDES, CASES, MODALITIES, WIDTHS = (48, 64, 96, 128), (1, 2, 4), (1, 3), (8, 16, 32)
 
 
 def build(variant: tuple[int, int, int]) -> Callable[[], None]:
@@ -61,10 +61,10 @@ def draw(found: dict, path: Path) -> None:
     for column, (axis, points) in enumerate(found.items()):
         for row, key in enumerate(("seconds", "peak_mib")):
             axes = figure.add_subplot(2, len(found), row * len(found) + column + 1)
-            axes.plot([float(value) for value in points], [point[key] for point in points.values()], "o-")
+            x, y = [float(value) for value in points], [point[key] for point in points.values()]
+            axes.plot(x, y, "o-")
             axes.set(xlabel=axis, ylabel={"seconds": "seconds", "peak_mib": "peak memory, MiB"}[key])
-            axes.set_xlim(0)
-            axes.set_ylim(0)
+            axes.set(xlim=(0, 1.1 * max(x)), ylim=(0, 1.1 * max(y)))
     figure.savefig(path, dpi=110)
 
 
