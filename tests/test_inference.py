@@ -99,6 +99,13 @@ def test_a_scan_without_a_modality_fails_alone_under_the_name_that_is_missing(tm
     assert f"{cases[1]['image'][2]} does not exist" in checked.failed["bert"]
 
 
+def test_a_case_with_two_files_of_a_modality_fails_alone(tmp_path, cases):
+    twin = save(Path(cases[1]["image"][0].removesuffix(".gz")), np.ones((4, 4, 4), np.int16), np.eye(4))
+    checked = CheckedCases(find_scans(str(tmp_path), SOURCES, "none.json", "test"))
+    assert [case["case"] for case in checked.good] == ["anna", "carl"]
+    assert checked.failed == {"bert": f"both {twin} and {cases[1]['image'][0]} are t1 of bert; keep one of them"}
+
+
 def test_a_folder_without_scans_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds neither datalist"):
         find_scans(str(tmp_path), SOURCES, "none.json", "test")

@@ -1,8 +1,10 @@
 """The command for people who know no MONAI, run in this process with networks of two channels and random weights."""
 
+import errno
 import inspect
 import itertools
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -291,12 +293,45 @@ def test_only_the_chosen_maps_are_written(bundle, scans, tmp_path, outputs):
     assert files_below(tmp_path / "anna") == {"anna_summary.json", *(f"anna_{name}.nii.gz" for name in chosen)}
 
 
-@pytest.mark.parametrize("outputs", ["sge", (), ("seg", "mask")], ids=["mistyped", "none", "one of two"])
+@pytest.mark.parametrize("outputs", ["sge", (), ("seg", "mask"), 5], ids=["mistyped", "none", "one of two", "a number"])
 def test_unknown_maps_are_refused(bundle, scans, outputs):
     assert "--outputs knows seg, synthetic, error, disagreement, overview" in refused(bundle, **scans, outputs=outputs)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+@pytest.mark.parametrize(
+    "option, sentence",
+    [
+        ({"spacing_mm": 2}, "--spacing_mm is 2, expected three lengths in mm, such as [2,2,2]"),
+        ({"spacing_mm": [2, 2]}, "--spacing_mm is 2,2, expected three lengths in mm, such as [2,2,2]"),
+        ({"spacing_mm": [2, 2, 0]}, "--spacing_mm is 2,2,0, expected three lengths"),
+        ({"spacing_mm": "2 mm"}, "--spacing_mm is 2 mm, expected three lengths"),
+        ({"widths": 16}, "--widths is 16, expected 5 numbers of channels, such as [16,32,64,128,256]"),
+        ({"widths": [2, 2, 2, 2, 2.5]}, "--widths is 2,2,2,2,2.5, expected 5 numbers"),
+        ({"source_modalities": "pd"}, "--source_modalities is pd, expected some of t1, t1ce, t2, flair, each once"),
+        ({"source_modalities": ("t2", "t2")}, "--source_modalities is t2,t2, expected"),
+        ({"source_modalities": ()}, "--source_modalities is empty, expected"),
+        ({"source_modalities": 2}, "--source_modalities is 2, expected"),
+        ({"source_modalities": "t2"}, "does not use t1, t1ce; it needs t2 alone"),
+    ],
+    ids=str,
+)
+def test_an_option_of_another_type_is_refused_in_one_sentence(bundle, scans, tmp_path, option, sentence):
+    assert sentence in refused(bundle, **scans, out=str(tmp_path), **option)
+
+
+def test_a_full_disk_is_what_the_message_is_about(bundle, scans, tmp_path, monkeypatch):
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(nib, "save", full_disk)
+    reason = refused(bundle, **scans, out=str(tmp_path), case="anna", outputs="seg")
+    assert reason == (
+        f"{tmp_path / 'anna' / 'anna_seg.nii.gz'} cannot be written (No space left on device); make room or choose "
+        f"another folder, and start again"
+    )
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", 0])
 def test_a_device_that_is_not_there_is_refused(bundle, scans, tmp_path, device):
     assert f"--device {device} cannot be used here" in refused(bundle, **scans, out=str(tmp_path), device=device)
 
@@ -376,11 +411,17 @@ def test_many_cases_and_one_scan_are_not_given_together(bundle, scans, cohort):
 def test_a_bad_case_is_listed_and_the_others_are_segmented(bundle, cohort, tmp_path, capsys):
     (cohort / "anna" / "anna_t1ce.nii.gz").unlink()
     (cohort / "bert" / "bert_t2.nii.gz").write_bytes(b"no image")
+    shutil.copytree(cohort / "carl", cohort / "dora")
+    for file in list((cohort / "dora").iterdir()):
+        file.rename(file.with_name(file.name.replace("carl", "dora")))
+    shutil.copy(cohort / "dora" / "dora_t1.nii.gz", cohort / "dora" / "dora_t1.nii")
     with pytest.raises(SystemExit) as ended:
         segment(str(bundle), cases=str(cohort), out=str(tmp_path / "out"), outputs="seg")
     assert ended.value.code == 1
-    [title, anna, bert] = capsys.readouterr().err.splitlines()[-3:]
-    assert title == "2 not run:"
+    [title, anna, bert, dora] = capsys.readouterr().err.splitlines()[-4:]
+    assert title == "3 not run:"
+    doubled = " and ".join(str(cohort / "dora" / f"dora_t1.{ending}") for ending in ("nii", "nii.gz"))
+    assert dora == f"  dora: both {doubled} are t1 of dora; keep one of them"
     assert anna.startswith(f"  anna: {cohort / 'anna' / 'anna_t1ce.nii.gz'} does not exist")
     assert bert.startswith(f"  bert: {cohort / 'bert' / 'bert_t2.nii.gz'} cannot be read as NIfTI")
     assert files_below(tmp_path / "out") == {"carl/carl_seg.nii.gz", "carl/carl_summary.json"}

@@ -15,7 +15,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import Invertd, MapTransform, SaveImaged, Transform
 from torch import nn
 
-from tissnet_components.datasets.brats import find_cases
+from tissnet_components.datasets.brats import doubled_file, find_candidates
 from tissnet_components.datasets.cases import check_case_name, load_datalist, usable_cases
 from tissnet_components.errors import answered
 from tissnet_components.files import whole
@@ -105,7 +105,11 @@ class CheckedCases:
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
         missing = {case["case"]: [key for key in keys if key not in case] for case in cases}
-        kept = [{key: case[key] for key in ("case", *keys)} for case in cases if not missing[case["case"]]]
+        kept = [
+            {key: case[key] for key in ("case", *keys, "unusable") if key in case}
+            for case in cases
+            if not missing[case["case"]]
+        ]
         self.good, self.failed = usable_cases(kept)
         self.failed |= {
             case: f"the datalist names no {' and no '.join(absent)} for it; add the file or leave the case out"
@@ -119,7 +123,8 @@ class CheckedCases:
 def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, section: str) -> list[dict[str, Any]]:
     """The cases to run: a section of the datalist where there is one, else every scan in the folder.
 
-    Nothing is opened. A file that a case of the folder lacks is listed under the name it should have.
+    Nothing is opened. A file that a case of the folder lacks is listed under the name it should have, and a case with
+    two files of one modality is ``unusable``, with the reason.
 
     Args:
         dataset_dir: a folder of scans, one file per modality, named as in BraTS; used when there is no datalist.
@@ -132,20 +137,17 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
     """
     if os.path.isfile(datalist):
         return load_datalist(datalist, section, modalities)
-    found = find_cases(dataset_dir, modalities)
+    found = find_candidates(dataset_dir, modalities)
     if not found:
         raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
-    return [
-        {
-            "case": check_case_name(case, dataset_dir),
-            "image": [str(files.get(name, _expected(case, files, name))) for name in modalities],
-        }
-        for case, files in found.items()
-    ]
+    return [_found(check_case_name(case, dataset_dir), files, modalities) for case, files in found.items()]
 
 
-def _expected(case: str, files: Mapping[str, Path], modality: str) -> Path:
-    return next(iter(files.values())).with_name(f"{case}_{modality}.nii.gz")
+def _found(case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str]) -> dict[str, Any]:
+    beside = next(iter(files.values()))[0]
+    image = [str(files.get(name, [beside.with_name(f"{case}_{name}.nii.gz")])[0]) for name in modalities]
+    reason = doubled_file(case, files)
+    return {"case": case, "image": image, **({"unusable": reason} if reason else {})}
 
 
 def report_failed(cases: Mapping[str, str]) -> None:
@@ -204,6 +206,9 @@ class SaveImageCased(SaveImaged):
     """MONAI's ``SaveImaged``, writing ``output_dir/CASE/CASE_postfix.nii.gz`` in the image's own geometry.
 
     A map that the network does not have, such as the error of a compared method, is left out.
+
+    Raises:
+        ValueError: as `whole`, for example when the disk is full.
     """
 
     def __init__(
@@ -220,6 +225,15 @@ class SaveImageCased(SaveImaged):
             output_name_formatter=lambda meta, _: {"subject": meta["case"], "idx": None},
             print_log=False,
         )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        try:
+            return super().__call__(data)
+        except RuntimeError as error:  # MONAI 1.6 says that no writer suits, and then, as text, what the writer raised
+            kind, _, reason = str(error).strip().splitlines()[-1].partition(": ")
+            if kind != "ValueError":
+                raise
+            raise ValueError(reason) from error
 
 
 class SaveImageOverviewd(SaveImaged):

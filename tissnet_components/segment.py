@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ from monai.data import MetaTensor
 from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
-from tissnet_components.datasets.brats import find_cases
-from tissnet_components.datasets.cases import BadCase, check_case_name
+from tissnet_components.datasets.brats import find_candidates
+from tissnet_components.datasets.cases import MODALITIES, BadCase, check_case_name
 from tissnet_components.datasets.dicom import Series
 from tissnet_components.datasets.weighting import choose_series
 from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
@@ -98,8 +99,8 @@ def segment(
         SystemExit: status 1, some of many cases failed.
     """
     parser = _read_bundle(bundle)
-    if source_modalities:
-        parser["source_modalities"] = list(source_modalities)
+    if source_modalities is not None:
+        parser["source_modalities"] = _known_modalities(source_modalities)
     modalities = parser.get_parsed_content("source_modalities")
     scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
     given = {name: str(file) for name, file in scans.items() if file}
@@ -114,10 +115,10 @@ def segment(
         "output_dir": str(out),
         "outputs": outputs,
         "precision": precision,
-        "device": device and _available(device),
+        "device": None if device is None else _available(device),
         "ckpt_path": weights,
-        "spacing_mm": spacing_mm and list(spacing_mm),
-        "widths": widths and list(widths),
+        "spacing_mm": None if spacing_mm is None else _checked_spacing(spacing_mm),
+        "widths": None if widths is None else _checked_widths(widths, levels=len(parser["widths"])),
         "inferer::inferer::progress": len(patients) == 1,
     }
     parser.update({key: value for key, value in settings.items() if value is not None})
@@ -152,7 +153,7 @@ def find_patients(cases: str | Path, modalities: Sequence[str], out: str | Path)
 
 
 def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> list[dict[str, Any]]:
-    if find_cases(folder, modalities):
+    if find_candidates(folder, modalities):
         return find_scans(str(folder), modalities, datalist="", section="")
     inside = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     patients = [child for child in inside if realpath(child) != realpath(out)]
@@ -218,8 +219,37 @@ def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
     return outputs
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _known_modalities(names: str | Sequence[str]) -> list[str]:
+    names = _listed(names)
+    if not names or any(name not in MODALITIES or names.count(name) > 1 for name in names):
+        known = ", ".join(MODALITIES)
+        raise ValueError(f"--source_modalities is {_typed(names)}, expected some of {known}, each once, such as t1,t2")
+    return names
+
+
+def _checked_spacing(spacing_mm: Sequence[float]) -> list[float]:
+    lengths = _listed(spacing_mm)
+    if len(lengths) != 3 or not all(type(length) in (int, float) and 0 < length < math.inf for length in lengths):
+        raise ValueError(f"--spacing_mm is {_typed(lengths)}, expected three lengths in mm, such as [2,2,2]")
+    return lengths
+
+
+def _checked_widths(widths: Sequence[int], levels: int) -> list[int]:
+    channels = _listed(widths)
+    if len(channels) != levels or not all(type(count) is int and count > 0 for count in channels):
+        raise ValueError(
+            f"--widths is {_typed(channels)}, expected {levels} numbers of channels, such as [16,32,64,128,256]"
+        )
+    return channels
+
+
+def _typed(values: Sequence) -> str:
+    return ",".join(map(str, values)) or "empty"
+
+
+def _listed(values: Any) -> list:
+    """A value, of which Fire makes what it looks like, or several."""
+    return list(values) if isinstance(values, (list, tuple)) else [values]
 
 
 def _check_dicom(patients: list[dict[str, Any]]) -> None:
@@ -301,6 +331,8 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     names = ("preprocessing", "inferer", "network", "device", "postprocessing")
     preprocessing, inferer, network, device, postprocessing = (parser.get_parsed_content(name) for name in names)
     case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
+    if "unusable" in patient:
+        raise BadCase(patient["unusable"])
     scans = _with_series(patient["image"], parser.get_parsed_content("source_modalities"))
     data = preprocessing({**patient, "image": scans})
     with eval_mode(network):

@@ -104,14 +104,28 @@ def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg"
     Raises:
         BadCase: two files claim to be the same modality of a case.
     """
+    unique, doubled = _unambiguous(find_candidates(root, modalities))
+    for reason in doubled.values():
+        raise BadCase(reason)
+    return unique
+
+
+def find_candidates(root: str | Path, modalities: Sequence[str]) -> dict[str, dict[str, list[Path]]]:
+    """What `find_cases` finds, with every file that claims to be a modality of a case; see `doubled_file`."""
     candidates = {
         case: {modality: files[modality] for modality in files if modality in modalities}
         for case, files in _candidates(existing_folder(root)).items()
     }
-    unique, doubled = _unambiguous({case: files for case, files in candidates.items() if files})
-    for reason in doubled.values():
-        raise BadCase(reason)
-    return unique
+    return {case: files for case, files in candidates.items() if files}
+
+
+def doubled_file(case: str, files: Mapping[str, Sequence[Path]]) -> str | None:
+    """Why a case cannot be used if two of its files claim to be the same modality."""
+    twice = next((modality for modality in files if len(files[modality]) > 1), None)
+    if not twice:
+        return None
+    one, other = files[twice][:2]
+    return f"both {one} and {other} are {twice} of {case}; keep one of them"
 
 
 def find_siblings(file: str | Path, modalities: Sequence[str]) -> list[Path]:
@@ -190,10 +204,9 @@ def _case_and_modality(file: Path) -> tuple[str, str] | None:
 def _unambiguous(candidates: Mapping[str, Mapping[str, list[Path]]]) -> tuple[dict[str, dict[str, Path]], dict]:
     unique, doubled = {}, {}
     for case, files in candidates.items():
-        twice = next((modality for modality in files if len(files[modality]) > 1), None)
-        if twice:
-            one, other = files[twice][:2]
-            doubled[case] = f"both {one} and {other} are {twice} of {case}; keep one of them"
+        reason = doubled_file(case, files)
+        if reason:
+            doubled[case] = reason
         else:
             unique[case] = {modality: file for modality, (file,) in files.items()}
     return unique, doubled

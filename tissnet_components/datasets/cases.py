@@ -1,7 +1,8 @@
 """Check cases and read datalists, so that bad data ends in one sentence that names the file.
 
 A case is a dict: ``case`` (its name), ``image`` (one file or a list, the source modalities in order) and, where known,
-``target`` (the missing modality) and ``label`` (the tumor mask).
+``target`` (the missing modality) and ``label`` (the tumor mask). One that was found to be bad before its files were
+read has ``unusable``, the reason.
 """
 
 import json
@@ -215,6 +216,8 @@ def check_case(case: Mapping) -> None:
     Raises:
         BadCase: for the first thing that is wrong.
     """
+    if case.get("unusable"):
+        raise BadCase(case["unusable"])
     grids = {}
     for key in FILE_KEYS:
         for file in _as_list(case.get(key)):
