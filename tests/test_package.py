@@ -168,6 +168,23 @@ def test_a_path_that_climbs_out_is_refused(packed, tmp_path, name):
         verify(str(climbing))
 
 
+@pytest.mark.parametrize("name", ["", ".", "./"])
+def test_a_path_that_names_nothing_is_refused(packed, tmp_path, name):
+    nameless = repack(packed, tmp_path, lambda contents: contents.update({name: b""}))
+    with pytest.raises(ValueError, match=r"holds the path '[./]*', which names no file; take the zip of a release"):
+        verify(str(nameless))
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    file = write_zip(tmp_path / "tissnet_vs_v0.1.0.zip", {"tissnet_vs/SHA256SUMS": b""})
+    content = bytearray(file.read_bytes())
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(header) + flags] |= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"v0.1.0.zip cannot be unpacked \(.*encrypted.*\); take the zip of a release"):
+        verify(str(file))
+
+
 def test_a_list_of_sums_cannot_point_outside(unpacked):
     with (unpacked / "SHA256SUMS").open("a") as sums:
         sums.write(f"{'0' * 64}  ../../secret\n")

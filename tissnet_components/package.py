@@ -10,6 +10,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
@@ -157,6 +158,8 @@ def check_zip(path: Path) -> tuple[str, int, str]:
             )
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a whole zip ({error}); download it again") from error
+    except (RuntimeError, zlib.error) as error:  # encrypted, packed in another way, damaged
+        raise ValueError(f"{path} cannot be unpacked ({error}); take the zip of a release") from error
     return root, count, version
 
 
@@ -195,9 +198,12 @@ def check_files(path: Path, read: Callable[[str], bytes], present: set[str] | No
 
 
 def refuse_climbing(names: Iterable[str], path: Path) -> None:
-    """Raise ValueError on a path that leads out of the folder it is unpacked to."""
+    """Raise ValueError on a path that leads out of the folder it is unpacked to, or names nothing in it."""
     for name in names:
-        if name.startswith("/") or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts:
+        parts = PurePosixPath(name).parts
+        if not parts:
+            raise ValueError(f"{path} holds the path {name!r}, which names no file; take the zip of a release")
+        if name.startswith("/") or "\\" in name or ":" in name or ".." in parts:
             raise ValueError(f"{path} holds the path {name!r}, which leads out of its folder; do not unpack it")
 
 
