@@ -307,6 +307,7 @@ def test_unknown_maps_are_refused(bundle, scans, outputs):
         ({"spacing_mm": "2 mm"}, "--spacing_mm is 2 mm, expected three lengths"),
         ({"widths": 16}, "--widths is 16, expected 5 numbers of channels, such as [16,32,64,128,256]"),
         ({"widths": [2, 2, 2, 2, 2.5]}, "--widths is 2,2,2,2,2.5, expected 5 numbers"),
+        ({"flips": [0]}, "flips is [0], expected lists of axes, 0, 1 or 2, such as [[0]], or [] for none"),
         ({"source_modalities": "pd"}, "--source_modalities is pd, expected some of t1, t1ce, t2, flair, each once"),
         ({"source_modalities": ("t2", "t2")}, "--source_modalities is t2,t2, expected"),
         ({"source_modalities": ()}, "--source_modalities is empty, expected"),

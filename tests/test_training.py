@@ -319,6 +319,41 @@ def test_every_map_of_the_cascade_comes_back_whole(inferer):
     torch.testing.assert_close(maps, {"double": 2 * image, "inverse": -image})
 
 
+class Ramp(nn.Module):
+    """Not symmetric: adds to every voxel its place along X."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        return {"placed": image + torch.arange(image.shape[2]).view(-1, 1, 1)}
+
+
+def test_flips_average_the_maps_of_the_mirrored_scan():
+    image = torch.randn(1, 1, 4, 3, 2)
+    placed = CascadeInferer(SimpleInferer(), flips=[[0]])(image, Ramp())["placed"]
+    torch.testing.assert_close(placed, image + 1.5)  # 0 to 3, and 3 to 0
+    placed = CascadeInferer(SimpleInferer(), flips=[[1], [1, 2]])(image, Ramp())["placed"]
+    torch.testing.assert_close(placed, image + torch.arange(4.0).view(-1, 1, 1))
+    placed = CascadeInferer(SimpleInferer(), flips=[[0], [1]])(image, Ramp())["placed"]
+    torch.testing.assert_close(placed[0, 0, :, 0, 0] - image[0, 0, :, 0, 0], torch.tensor([1.0, 4 / 3, 5 / 3, 2.0]))
+
+
+@pytest.mark.parametrize(("flips", "calls"), [([], 2), ([[0]], 4)], ids=["none", "one"])
+def test_every_window_is_seen_once_and_once_more_for_each_flip(flips, calls):
+    network = Ramp()
+    CascadeInferer(SlidingWindowInferer((4, 4, 4), 1, overlap=0), flips=flips)(torch.zeros(1, 1, 8, 4, 4), network)
+    assert network.calls == calls
+
+
+@pytest.mark.parametrize("flips", [0, [0], "x", [[3]], [[0, 0]], [[]], [[0.5]]], ids=str)
+def test_flips_of_anything_but_axes_are_refused(flips):
+    with pytest.raises(ValueError, match="expected lists of axes, 0, 1 or 2, such as"):
+        CascadeInferer(SimpleInferer(), flips=flips)
+
+
 def test_a_wrapped_network_is_unwrapped():
     wrapped = nn.Module()
     wrapped.module = Probe()

@@ -41,21 +41,24 @@ class CascadeInferer(Inferer):
         inferer: such as ``SimpleInferer`` (patches) or ``SlidingWindowInferer`` (whole volumes).
         precision: ``float32``, ``bfloat16`` (CPU, CUDA) or ``float16`` (CUDA); mixed, by ``torch.autocast``. ``auto``
             is what `best_precision` says of the device.
+        flips: axes, such as ``[[0], [0, 1]]``: the cascade is also run on the inputs flipped along axis 0 (X), and
+            along axes 0 and 1, and every map is the mean of all, each flipped back.
 
     Shapes:
         inputs: (B, C, X, Y, Z).
         returns: map name -> (B, 1, X, Y, Z) float32.
 
     Raises:
-        ValueError: on an unknown precision.
+        ValueError: on an unknown precision, or flips that are no lists of the axes 0, 1 and 2.
     """
 
-    def __init__(self, inferer: Inferer, precision: str = "float32") -> None:
+    def __init__(self, inferer: Inferer, precision: str = "float32", flips: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
         if precision not in (*PRECISIONS, "auto"):
             raise ValueError(f"unknown precision {precision!r}; known: {[*PRECISIONS, 'auto']}")
         self.inferer = inferer
         self.precision = precision
+        self.flips = _checked_flips(flips)
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The context that gives the chosen precision on a device."""
@@ -65,7 +68,23 @@ class CascadeInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         cascade = getattr(network, "module", network).cascade
         with self.autocast(inputs.device):
-            return self.inferer(inputs, cascade, *args, **kwargs)
+            maps = self.inferer(inputs, cascade, *args, **kwargs)
+            if not self.flips:
+                return maps
+            total = {name: values.float() for name, values in maps.items()}
+            for axes in self.flips:
+                flipped = self.inferer(inputs.flip(axes), cascade, *args, **kwargs)
+                total = {name: values + flipped[name].float().flip(axes) for name, values in total.items()}
+        return {name: values / (1 + len(self.flips)) for name, values in total.items()}
+
+
+def _checked_flips(flips: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The dimensions of (B, C, X, Y, Z) that each list of spatial axes names."""
+    for axes in flips if isinstance(flips, (list, tuple)) else [flips]:
+        axes_alone = isinstance(axes, (list, tuple)) and axes and all(type(axis) is int for axis in axes)
+        if not axes_alone or not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
+            raise ValueError(f"flips is {flips}, expected lists of axes, 0, 1 or 2, such as [[0]], or [] for none")
+    return [[axis + 2 for axis in axes] for axes in flips]
 
 
 class FittedWindowInferer(SlidingWindowInferer):

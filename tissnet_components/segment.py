@@ -50,6 +50,7 @@ def segment(
     resume: bool = False,
     device: str | None = None,
     precision: str | None = None,
+    flips: Sequence[Sequence[int]] | None = None,
     weights: str | None = None,
     spacing_mm: Sequence[float] | None = None,
     widths: Sequence[int] | None = None,
@@ -87,6 +88,8 @@ def segment(
         resume: keep finished cases, do the others.
         device: cpu, cuda or cuda:1; by default a GPU where there is one.
         precision: float32, bfloat16 or float16; by default the bundle's.
+        flips: also segment the scan mirrored, and average: [[0]] from left to right, [[0],[1]] from front to back too;
+            each costs the time of one more segmentation. By default the bundle's, which is none.
         weights: file of trained weights; by default the bundle's models/model.pt.
         spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default what the file beside
             them tells, or the bundle's.
@@ -115,6 +118,7 @@ def segment(
         "output_dir": str(out),
         "outputs": outputs,
         "precision": precision,
+        "inferer::flips": flips,
         "device": None if device is None else _available(device),
         "ckpt_path": weights,
         "spacing_mm": None if spacing_mm is None else _checked_spacing(spacing_mm),
