@@ -322,9 +322,14 @@ def test_of_two_candidates_the_contoured_one_is_taken_and_without_contours_neith
     shutil.rmtree(folder / "out")
     for file in (folder / "tcia").rglob("contours.json"):
         file.unlink()
-    write_rtstruct(folder / "tcia", patient, "t2")
     assert f"{DESCRIPTIONS['t2']} of VS-SEG-001" in (text := why(folder, capsys))
     assert "are both T2" in text
+    write_rtstruct(folder / "tcia", patient, "t2")
+    prepare(folder)
+    np.testing.assert_array_equal(load(folder, patient, "t2").dataobj, patient.t2.dataobj)
+    shutil.rmtree(folder / "out")
+    write_rtstruct(folder / "tcia", other, "t2")
+    assert "are both T2" in why(folder, capsys)
 
 
 def test_a_series_that_the_contours_name_is_not_replaced_by_another(one, capsys):

@@ -183,7 +183,7 @@ def convert(name: str, found: Found, out: Path, structure: str | None = None) ->
 def choose_scan(found: Found, modality: str) -> Path | Series:
     """The patient's T1 or T2 scan: the series that the contours name, else the only one whose headers fit.
 
-    Of several T1, that is the only one with contrast agent.
+    Of several T1, that is the only one with contrast agent; else of several scans the only one with an RTSTRUCT.
 
     Raises:
         BadCase: there is none, or more than one.
@@ -194,6 +194,8 @@ def choose_scan(found: Found, modality: str) -> Path | Series:
     fits = [one for one in series if (one.uid in named if named else (weighting(one) or "").startswith(modality))]
     enhanced = [one for one in fits if weighting(one) == "t1ce"]
     fits = enhanced if len(enhanced) == 1 else fits
+    contoured = [one for one in fits if _drawn_on(found, one)] if len(fits) > 1 else []
+    fits = contoured if len(contoured) == 1 else fits
     if len(fits) > 1:
         raise BadCase(f"{fits[0]} and {fits[1]} are both {modality.upper()}; move the one away that was not contoured")
     if not fits:
@@ -327,9 +329,12 @@ def _tumor(
 
 def _rtstruct(found: Found, scan: Path | Series) -> Path | None:
     """The RTSTRUCT that was drawn on a scan."""
+    return _only({"RTSTRUCT": _drawn_on(found, scan)}, "RTSTRUCT")
+
+
+def _drawn_on(found: Found, scan: Path | Series) -> list[Path]:
     files = [file for series in found.get("rtstruct", ()) for file in series.files]
-    drawn = [file for file in files if isinstance(scan, Series) and referenced_series(file) == scan.uid]
-    return _only({"RTSTRUCT": drawn}, "RTSTRUCT")
+    return [file for file in files if isinstance(scan, Series) and referenced_series(file) == scan.uid]
 
 
 def _read(scan: Path | Series) -> nib.Nifti1Image:
