@@ -27,6 +27,7 @@ HEADER = (
     *("Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent"),
 )
 GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
+PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "NumberOfFrames")
 TOLERANCE_MM = 0.1  # of a slice's place; headers round to 0.001 mm or finer, and a pixel is 0.4 mm
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -97,7 +98,7 @@ def read_series(series: Series) -> nib.Nifti1Image:
     files = _in_order(series)
     try:
         image = itk.imread([str(file) for file in files], itk.F, imageio=itk.GDCMImageIO.New())
-    except RuntimeError as error:
+    except Exception as error:  # of a file that no reader takes, ITK 5.4 raises UnboundLocalError
         raise BadCase(
             f"{_first_bad(files)} cannot be read to its end as DICOM; fetch it again, or export it uncompressed"
         ) from error
@@ -215,19 +216,28 @@ def _in_order(series: Series) -> list[Path]:
 def _geometry(file: Path) -> dict[str, np.ndarray]:
     """The tags of `GEOMETRY`, each with as many numbers as it says there, after checking that they place a slice."""
     try:
-        header = import_pydicom().dcmread(file, stop_before_pixels=True, specific_tags=[*GEOMETRY, "NumberOfFrames"])
-        frames = int(header.get("NumberOfFrames") or 1)
+        tags = [*GEOMETRY, *PIXELS, "PixelData"]
+        header = import_pydicom().dcmread(file, defer_size=1024, specific_tags=tags)  # the pixels stay in the file
+        samples, allocated, stored, frames = (int(header.get(tag) or 1) for tag in PIXELS)
         found = {tag: header[tag].value for tag in GEOMETRY if header.get(tag) is not None}
         geometry = {tag: np.array(value, dtype=float).reshape(-1) for tag, value in found.items()}
     except Exception as error:  # a damaged header raises whatever its bytes happen to mean
         raise BadCase(f"{file} has a damaged header ({type(error).__name__}); export the series again") from error
     if frames > 1:
         raise BadCase(f"{file} holds {frames} frames; export it as one file per slice, or as NIfTI")
+    if samples > 1 or stored > allocated:
+        raise BadCase(
+            f"{file} says that {stored} bits of {allocated} are used, {samples} times per pixel; export it again as "
+            f"grey values"
+        )
     for tag, count in GEOMETRY.items():
         if tag not in geometry:
             raise BadCase(f"{file} has no {tag}, so its place is unknown; export the series again, as slices")
         if len(geometry[tag]) != count or not np.isfinite(geometry[tag]).all():
             raise BadCase(f"{file} has {tag} {geometry[tag]}, expected {count} numbers; export the series again")
+    pixels, promised = header.get_item("PixelData"), int(geometry["Rows"][0] * geometry["Columns"][0]) * allocated // 8
+    if pixels is not None and pixels.length < promised:
+        raise BadCase(f"{file} holds {pixels.length} of {promised} bytes of its pixels; fetch it again")
     axes = geometry["ImageOrientationPatient"].reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-3):
         raise BadCase(f"{file} has ImageOrientationPatient {axes.ravel()}, no right angle; export the series again")
@@ -275,6 +285,6 @@ def _first_bad(files: Sequence[Path]) -> Path:
     for file in files:
         try:
             itk.imread(str(file), itk.F, imageio=itk.GDCMImageIO.New())
-        except RuntimeError:
+        except Exception:
             return file
     return files[0].parent
