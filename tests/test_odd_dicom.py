@@ -12,19 +12,13 @@ import numpy as np
 import pydicom
 import pytest
 from cohort import oblique_affine
-from dicom_files import RAS_TO_LPS, rtstruct, save_all, slices_of
+from dicom_files import RAS_TO_LPS, save_all, slices_of
 from hypothesis import strategies as st
 from odd_input import inputs, refusal, tried
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
-from test_contours import at
-from test_segment import tiny_bundle, write_scans
-from vestibular_download import write_download
 
-from tissnet_components.datasets.contours import read_rtstruct, referenced_series
 from tissnet_components.datasets.dicom import IMAGE_MODALITIES, Series, find_series, read_series
-from tissnet_components.datasets.vestibular import prepare_vs
-from tissnet_components.segment import segment
 
 SHAPE = (6, 5, 4)
 WORDS = ("", "abc", "1\\2", "../../x", "/etc/x", "a\nb", "^^", "患者", "x" * 64, "nan", "0", "1e99", "-1")
@@ -145,94 +139,3 @@ def test_any_series_gives_the_volume_that_its_headers_describe_or_a_sentence(amo
             for series in find_series(folder):
                 said = refusal(partial(check_volume, series, exactly=all(kind != "byte" for kind, _ in harms)), folder)
                 assert said or series.modality in IMAGE_MODALITIES
-
-
-@pytest.mark.filterwarnings("ignore")
-@tried(25, 500)
-def test_any_rtstruct_gives_contours_or_a_sentence(amount, tmp_path):
-    [good] = save_all([rtstruct({"TV": [at(2), at(3)]}, "1.2.3")], tmp_path, "good.dcm")
-    texts = ("ROIName", "ROINumber", "ReferencedROINumber", "ContourGeometricType", "ContourData", "SeriesInstanceUID")
-    sequences = ("ROIContourSequence", "ContourSequence", "StructureSetROISequence", "RTReferencedStudySequence")
-    odd = st.one_of(
-        st.tuples(st.sampled_from((*texts, *sequences)), st.sampled_from((None, *WORDS))),
-        st.tuples(st.just("cut"), st.floats(0, 1)),
-        st.tuples(st.just("byte"), st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))),
-    )
-
-    @inputs(amount, odd)
-    def ends(change):
-        file = Path(shutil.copy(good, tmp_path / "odd.dcm"))
-        kind, how = change
-        if kind in ("cut", "byte"):
-            harm(file, kind, how)
-        else:
-            item = pydicom.dcmread(file)
-            item.walk(lambda parent, inner: replace(parent, inner, kind, how))
-            item.save_as(file)
-        found = []
-        said = refusal(lambda: found.append(read_rtstruct(file)), file)
-        assert said or all(np.isfinite(loop).all() and loop.shape[1] == 3 for loop in found[0])
-        assert isinstance(referenced_series(file), str | None)
-
-
-def replace(parent: pydicom.Dataset, inner: DataElement, tag: str, value) -> None:
-    if inner.keyword == tag:
-        del parent[tag]
-        if value is not None:
-            parent.add(DataElement(inner.tag, "LT", value, validation_mode=pydicom.config.IGNORE))
-
-
-STRANGERS = {
-    "DICOMDIR": b"",
-    "zero.dcm": b"",
-    "text.dcm": b"no DICOM",
-    "1-000.dcm": b"\0" * 128 + b"DICM",
-    "notes.txt": b"notes",
-    "IM": b"\0" * 128 + b"DICMxxxxxxxx",
-}
-
-
-@pytest.mark.filterwarnings("ignore")
-@tried(5, 120)
-def test_a_dicom_folder_of_any_patient_is_segmented_inside_the_results_or_refused(amount, tmp_path):
-    bundle = tiny_bundle("tissnet_vs", tmp_path / "bundle")
-    scan = nib.load(write_scans(tmp_path / "anna")["t2"])
-    scan = nib.Nifti1Image(np.asarray(scan.dataobj).clip(0), scan.affine)
-    save_all(slices_of(scan), tmp_path / "good")
-    save_all(slices_of(scan, description="t1_fl3d"), tmp_path / "mixed")
-
-    @inputs(amount, HARM, st.sampled_from((1, None)), st.sampled_from((None, *STRANGERS, "mixed")), st.booleans())
-    def ends(change, which, stranger, dicom_seg):
-        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
-            place = Path(folder)
-            files = sorted(shutil.copytree(tmp_path / "good", place / "series").iterdir())
-            for file in files if which is None else [files[which]]:
-                harm(file, *change)
-            if stranger in STRANGERS:
-                (place / "series" / stranger).write_bytes(STRANGERS[stranger])
-            elif stranger:
-                shutil.copytree(tmp_path / "mixed", place / "series" / "mixed")
-            before = {file for file in tmp_path.rglob("*") if file.is_file()}
-            options = {"out": str(place / "out"), "outputs": ("seg",), "dicom_seg": dicom_seg}
-            said = refusal(lambda: segment(str(bundle), t2=str(place / "series"), **options), place)
-            new = {file for file in tmp_path.rglob("*") if file.is_file()} - before
-            assert all(file.is_relative_to(place / "out") for file in new)
-            assert bool(new) != bool(said)
-
-
-@pytest.mark.filterwarnings("ignore")
-@tried(3, 80)
-def test_a_damaged_dicom_download_is_converted_or_named_and_stops_no_other_patient(amount, tmp_path):
-    write_download(tmp_path / "good", numbers=(1, 182))
-    files = [file.relative_to(tmp_path / "good") for file in sorted((tmp_path / "good").rglob("VS-SEG-001/*/*/*.dcm"))]
-
-    @inputs(amount, HARM, st.sampled_from(files))
-    def ends(change, name):
-        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
-            root, out = Path(folder) / "vs", Path(folder) / "out"
-            shutil.copytree(tmp_path / "good", root)
-            harm(root / name, *change)
-            refusal(lambda: prepare_vs(str(root), str(out), workers=1), "cases are not in the datalist")
-            for kind in ("t2", "t1ce", "seg"):
-                assert (out / "VS-SEG-182" / f"VS-SEG-182_{kind}.nii.gz").is_file()
-            assert {child.name for child in Path(folder).iterdir()} == {"vs", "out"}
