@@ -24,8 +24,7 @@ stress: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m stress -rP
 
 coverage: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile \
-		--cov tissnet_components --cov-branch --cov-report term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --cov
 
 demo: $(VENV)/ready
 	bash demo.sh $(PY)

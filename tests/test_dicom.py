@@ -5,7 +5,7 @@ from cohort import oblique_affine
 from dicom_files import save_all, slices_of
 
 from tissnet_components.datasets.cases import BadCase
-from tissnet_components.datasets.dicom import find_series, only_image, read_series
+from tissnet_components.datasets.dicom import find_series, read_series
 
 SHAPE = (6, 5, 4)
 
@@ -69,8 +69,6 @@ def test_two_series_in_one_folder_are_told_apart(tmp_path):
     save_all(slices_of(volume(), description="t1"), tmp_path, "a{}.dcm")
     save_all(slices_of(volume(), description="t2"), tmp_path, "b{}.dcm")
     assert [(series.description, len(series.files)) for series in find_series(tmp_path)] == [("t1", 4), ("t2", 4)]
-    with pytest.raises(BadCase, match=r"holds 2 image series .*t1.*t2.*give the folder of one"):
-        only_image(tmp_path)
 
 
 def test_an_instance_that_lies_there_twice_counts_once(tmp_path):
@@ -84,13 +82,10 @@ def test_other_files_are_passed_over(tmp_path):
     save_all(slices_of(volume()), tmp_path)
     (tmp_path / "LICENSE").write_text("CC BY 4.0")
     (tmp_path / "._1-001.dcm").write_text("macOS's shadow")
-    assert only_image(tmp_path).unreadable == ()
+    assert the_only(tmp_path).unreadable == ()
 
 
-def test_a_folder_without_images_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(BadCase, match="holds no DICOM images"):
-        only_image(tmp_path)
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         find_series(tmp_path / "absent")
 

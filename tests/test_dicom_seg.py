@@ -12,7 +12,7 @@ import pytest
 from cohort import oblique_affine
 from dicom_files import save_all, slices_of
 
-from tissnet_components.datasets.dicom import only_image, read_series
+from tissnet_components.datasets.dicom import find_series, read_series
 from tissnet_components.dicom_seg import FILING, write_dicom_seg
 
 AFFINES = {
@@ -51,11 +51,11 @@ def series(folder: Path, affine: np.ndarray = AFFINES["oblique"], **header: str)
         for tag, value in header.items():
             setattr(item, tag, value)
     save_all(items, folder)
-    return list(only_image(folder).files)
+    return list(find_series(folder)[0].files)
 
 
 def write(mask: np.ndarray, sources: list[Path], tmp_path: Path) -> pydicom.Dataset:
-    affine = read_series(only_image(sources[0].parent)).affine
+    affine = read_series(find_series(sources[0].parent)[0]).affine
     path = write_dicom_seg(mask, affine, sources, tmp_path / "out" / "seg.dcm", SEGMENT, "TISS-Net", "0.1.0")
     assert [file.name for file in path.parent.iterdir()] == ["seg.dcm"]
     return pydicom.dcmread(path)

@@ -1,4 +1,4 @@
-"""A training or a cohort's segmentation that is killed at any moment, and started again, ends as if nothing happened.
+"""A training, a segmentation or a preparation that is killed at any moment, and started again, ends as if nothing was.
 
 `make test` kills a few times, `make stress` often.
 """
@@ -18,8 +18,10 @@ from bundle_copies import tiny_bundle
 from cohort import write_case, write_cohort
 from forks import Forks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_brats import decathlon
 from test_bundle_workflows import BUNDLE, run
 from test_resume import same
+from vestibular_download import write_download
 
 pytestmark = pytest.mark.slow
 
@@ -191,8 +193,8 @@ def segmentation(cohort: dict[str, Any], out: Path) -> list[str]:
 
 
 def visible(folder: Path) -> dict[str, bytes]:
-    files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+    return {name: file.read_bytes() for name, file in files.items() if not f"/{name}".count("/.")}
 
 
 @pytest.mark.parametrize(
@@ -224,3 +226,59 @@ def checking(moment: Moment, out: Path, expected: dict[str, bytes]) -> Moment:
         assert visible(out).items() <= expected.items()
 
     return wait
+
+
+PREPARATIONS = {  # the command, which ends with the folder of its results, and files that take a while to write
+    "phantom": (
+        "phantom --cases 3 --spacing 6 --workers 1 --out {}",
+        ".Phantom_0001.partial/Phantom_0001_seg.nii.gz",
+        ".Phantom_0002.partial/Phantom_0002_t1.nii.gz",
+    ),
+    "prepare_brats": (
+        "prepare_brats --root Task01_BrainTumour --workers 1 --out {}/datalist.json",
+        "Task01_BrainTumour_3d/BRATS_001/.{}_BRATS_001_t1ce.nii.gz",
+        "Task01_BrainTumour_3d/BRATS_003/.{}_BRATS_003_flair.nii.gz",
+    ),
+    "prepare_vs": (
+        "prepare_vs --root vs --workers 1 --out {}",
+        ".VS-SEG-001.partial/VS-SEG-001_seg.nii.gz",
+        ".VS-SEG-182.partial/VS-SEG-182_t2.nii.gz",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def preparing(tmp_path_factory) -> Iterator[Forks]:
+    """Commands that start beside the downloads of both data sets."""
+    downloads = tmp_path_factory.mktemp("downloads")
+    decathlon(downloads / "Task01_BrainTumour")
+    write_download(downloads / "vs", numbers=(1, 182))
+    forks = Forks(downloads, tmp_path_factory.mktemp("logs"))
+    yield forks
+    forks.close()
+
+
+@pytest.mark.parametrize("name", PREPARATIONS)
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        pytest.param("while writing", 2, id="while writing"),
+        pytest.param("at random", 10, id="at random", marks=pytest.mark.stress),
+    ],
+)
+def test_data_prepared_by_a_command_killed_at_any_moment_are_the_same_bytes(preparing, name, kind, wanted, tmp_path):
+    command, *files = PREPARATIONS[name]
+    ended = preparing("tissnet_components", *command.format(tmp_path / "whole").split())
+    assert ended.succeeded
+    expected, kills, runs = visible(tmp_path / "whole"), 0, 0
+    assert sum(file.endswith(".nii.gz") for file in expected) in (3 * 5, 3 * 4, 2 * 3)
+    chance = at_random(preparing, len(ended.printed), seed=len(name))
+    while kills < wanted:
+        runs += 1
+        out = tmp_path / str(runs)
+        moments = chance if kind == "at random" else (while_writing(out, file) for file in files)
+        checked = (checking(moment, out, expected) for moment in moments)
+        arguments = command.format(out).split()
+        kills += kill_until_done(preparing, ["tissnet_components", *arguments], checked, WRITE_SLOWLY)
+        assert visible(out) == expected
+    print(f"{name}: {kills} kills {kind}, {runs} runs")

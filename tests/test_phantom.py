@@ -177,9 +177,9 @@ def test_an_interrupted_cohort_continues_where_it_stopped(quick, tmp_path, monke
     assert not list((tmp_path / "cut").glob(".*"))
 
 
-def test_a_worker_that_dies_is_one_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="a worker died, perhaps for lack of memory; run again with --workers 1"):
-        module.run_parallel(os._exit, [1, 2], workers=2)
+def test_a_process_that_dies_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="a process died, perhaps for lack of memory; run again with --workers 1"):
+        module.write_all(os._exit, [1, 2], workers=2)
 
 
 def test_a_case_that_has_lost_a_file_is_simulated_again(quick, tmp_path):

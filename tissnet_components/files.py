@@ -22,9 +22,7 @@ def whole(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        _replace(unfinished, path)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written ({error.strerror or error}); make room or choose another folder, and start again"
@@ -43,7 +41,7 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder to write files to, which move to ``folder`` together once all are written."""
+    """A hidden folder to write files to, which move to ``folder`` together once all are written and on the disk."""
     hidden = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(hidden, ignore_errors=True)
     try:
@@ -51,9 +49,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield hidden
         folder.mkdir(exist_ok=True)
         for file in hidden.iterdir():
-            file.replace(folder / file.name)
+            _replace(file, folder / file.name)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _replace(file: Path, path: Path) -> None:
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
+    file.replace(path)
 
 
 def digest(path: str | Path) -> str:

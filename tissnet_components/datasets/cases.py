@@ -61,7 +61,7 @@ def nifti_files(root: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(os.path.realpath(folder))
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if is_nifti(name) and not name.startswith("."))
 
 
@@ -127,12 +127,7 @@ def _check_place(image: nib.Nifti1Pair, file: str | Path) -> None:
     affine, shape = image.affine, image.shape[:3]
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise BadCase(f"{file} has the affine {affine.tolist()}, which cannot be inverted; repair its header")
-    extent_mm = nib.affines.voxel_sizes(affine)[: len(shape)] * shape
-    if extent_mm.min() < EXTENT_MM[0] or extent_mm.max() > EXTENT_MM[1]:
-        raise BadCase(
-            f"{file} extends over {' x '.join(f'{length:.3g}' for length in extent_mm)} mm, expected {EXTENT_MM[0]} to "
-            f"{EXTENT_MM[1]} mm a side; is its header in millimetres? Repair it"
-        )
+    check_extent(affine, shape, file)
     sform, qform = image.get_sform(coded=True)[0], image.get_qform(coded=True)[0]
     if sform is None or qform is None:
         return
@@ -142,6 +137,16 @@ def _check_place(image: nib.Nifti1Pair, file: str | Path) -> None:
         raise BadCase(
             f"{file} is placed by its sform and by its qform {apart_mm:.3g} mm apart, so programs will disagree; "
             f"copy the right one over the other"
+        )
+
+
+def check_extent(affine: np.ndarray, shape: Sequence[int], file: str | Path) -> None:
+    """Refuse a scan whose sides were no millimetres, or no head's."""
+    extent_mm = nib.affines.voxel_sizes(affine)[: len(shape)] * shape
+    if extent_mm.min() < EXTENT_MM[0] or extent_mm.max() > EXTENT_MM[1]:
+        raise BadCase(
+            f"{file} extends over {' x '.join(f'{length:.3g}' for length in extent_mm)} mm, expected {EXTENT_MM[0]} to "
+            f"{EXTENT_MM[1]} mm a side; is its header in millimetres? Repair it"
         )
 
 

@@ -18,7 +18,7 @@ import itk
 import nibabel as nib
 import numpy as np
 
-from tissnet_components.datasets.cases import BadCase
+from tissnet_components.datasets.cases import BadCase, check_extent
 
 IMAGE_MODALITIES = ("MR", "CT", "PT")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
@@ -26,7 +26,8 @@ HEADER = (
     *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber"),
     *("Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent"),
 )
-GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames")
+GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
+PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "NumberOfFrames")
 TOLERANCE_MM = 0.1  # of a slice's place; headers round to 0.001 mm or finer, and a pixel is 0.4 mm
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -61,7 +62,7 @@ def find_series(folder: str | Path) -> list[Series]:
         ValueError: no such folder.
         ImportError: pydicom is not installed.
     """
-    members: dict[str, dict[str, tuple[Path, dict[str, str]]]] = defaultdict(dict)
+    members: dict[str, dict[tuple[str, str], tuple[Path, dict[str, str]]]] = defaultdict(dict)
     damaged, strangers = [], []
     for file in files_below(Path(str(folder)).expanduser()):
         header = _read_header(file)
@@ -70,28 +71,14 @@ def find_series(folder: str | Path) -> list[Series]:
         elif not header.get("SeriesInstanceUID"):
             damaged.append(file)
         else:
-            members[header["SeriesInstanceUID"]].setdefault(header.get("SOPInstanceUID") or str(file), (file, header))
+            instance = header["SOPInstanceUID"] or str(file), header["InstanceNumber"]
+            members[header["SeriesInstanceUID"]].setdefault(instance, (file, header))
     named = {_without_numbers(file) for instances in members.values() for file, _ in instances.values()}
     damaged += [s for s in strangers if s.suffix.lower() in DICOM_ENDINGS or _without_numbers(s) in named]
     slices = {uid: list(instances.values()) for uid, instances in members.items()}
     unreadable = _by_series(damaged, slices)
     series = [_series(uid, instances, unreadable[uid]) for uid, instances in slices.items()]
     return sorted(series, key=lambda one: (one.patient, one.description, one.uid))
-
-
-def only_image(folder: str | Path) -> Series:
-    """The one series of MR, CT or PET images below a folder.
-
-    Raises:
-        BadCase: there is none, or more than one.
-    """
-    images = [series for series in find_series(folder) if series.modality in IMAGE_MODALITIES]
-    if not images:
-        raise BadCase(f"{folder} holds no DICOM images; give the folder of one series, or a NIfTI file")
-    if len(images) > 1:
-        named = "; ".join(str(series) for series in images[:3])
-        raise BadCase(f"{folder} holds {len(images)} image series ({named}); give the folder of one of them")
-    return images[0]
 
 
 def read_series(series: Series) -> nib.Nifti1Image:
@@ -111,8 +98,11 @@ def read_series(series: Series) -> nib.Nifti1Image:
     files = _in_order(series)
     try:
         image = itk.imread([str(file) for file in files], itk.F, imageio=itk.GDCMImageIO.New())
-    except RuntimeError as error:
-        raise BadCase(f"{_first_bad(files)} cannot be read to its end as DICOM; fetch it again") from error
+    except Exception as error:  # of a file that no reader takes, ITK 5.4 raises UnboundLocalError
+        raise BadCase(
+            f"{_first_bad(files)} cannot be read to its end as DICOM; fetch it again, or export it uncompressed"
+        ) from error
+    check_extent(affine_of(image), image.shape[::-1], series.files[0].parent)
     array = itk.array_from_image(image).T
     whole = array.astype(np.int16)
     return nib.Nifti1Image(whole if np.array_equal(whole, array) else array, affine_of(image))
@@ -140,7 +130,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(os.path.realpath(parent))
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith(".") and name != "DICOMDIR")
 
 
@@ -158,7 +148,7 @@ def _read_header(file: Path) -> dict[str, str] | None:
     pydicom = import_pydicom()
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
-        return {tag: str(header.get(tag) or "").strip() for tag in HEADER}
+        return {tag: " ".join(str(header.get(tag) or "").split()) for tag in HEADER}
     except pydicom.errors.InvalidDicomError:
         return None
     except Exception:  # a damaged header raises whatever its bytes happen to mean
@@ -224,13 +214,34 @@ def _in_order(series: Series) -> list[Path]:
 
 
 def _geometry(file: Path) -> dict[str, np.ndarray]:
-    header = import_pydicom().dcmread(file, stop_before_pixels=True, specific_tags=GEOMETRY)
-    if int(header.get("NumberOfFrames") or 1) > 1:
-        raise BadCase(f"{file} holds {header.NumberOfFrames} frames; export it as one file per slice, or as NIfTI")
-    missing = [tag for tag in GEOMETRY[:-1] if header.get(tag) is None]
-    if missing:
-        raise BadCase(f"{file} has no {missing[0]}, so its place is unknown; export the series again, as slices")
-    return {tag: np.array(header[tag].value, dtype=float) for tag in GEOMETRY[:-1]}
+    """The tags of `GEOMETRY`, each with as many numbers as it says there, after checking that they place a slice."""
+    try:
+        tags = [*GEOMETRY, *PIXELS, "PixelData"]
+        header = import_pydicom().dcmread(file, defer_size=1024, specific_tags=tags)  # the pixels stay in the file
+        samples, allocated, stored, frames = (int(header.get(tag) or 1) for tag in PIXELS)
+        found = {tag: header[tag].value for tag in GEOMETRY if header.get(tag) is not None}
+        geometry = {tag: np.array(value, dtype=float).reshape(-1) for tag, value in found.items()}
+    except Exception as error:  # a damaged header raises whatever its bytes happen to mean
+        raise BadCase(f"{file} has a damaged header ({type(error).__name__}); export the series again") from error
+    if frames > 1:
+        raise BadCase(f"{file} holds {frames} frames; export it as one file per slice, or as NIfTI")
+    if samples > 1 or stored > allocated:
+        raise BadCase(
+            f"{file} says that {stored} bits of {allocated} are used, {samples} times per pixel; export it again as "
+            f"grey values"
+        )
+    for tag, count in GEOMETRY.items():
+        if tag not in geometry:
+            raise BadCase(f"{file} has no {tag}, so its place is unknown; export the series again, as slices")
+        if len(geometry[tag]) != count or not np.isfinite(geometry[tag]).all():
+            raise BadCase(f"{file} has {tag} {geometry[tag]}, expected {count} numbers; export the series again")
+    pixels, promised = header.get_item("PixelData"), int(geometry["Rows"][0] * geometry["Columns"][0]) * allocated // 8
+    if pixels is not None and pixels.length < promised:
+        raise BadCase(f"{file} holds {pixels.length} of {promised} bytes of its pixels; fetch it again")
+    axes = geometry["ImageOrientationPatient"].reshape(2, 3)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-3):
+        raise BadCase(f"{file} has ImageOrientationPatient {axes.ravel()}, no right angle; export the series again")
+    return geometry
 
 
 def _check_stack(files: Sequence[Path], positions: np.ndarray, normal: np.ndarray) -> None:
@@ -274,6 +285,6 @@ def _first_bad(files: Sequence[Path]) -> Path:
     for file in files:
         try:
             itk.imread(str(file), itk.F, imageio=itk.GDCMImageIO.New())
-        except RuntimeError:
+        except Exception:
             return file
     return files[0].parent

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +20,7 @@ from tissnet_components.datasets.simulated_glioma import glioma_patient
 from tissnet_components.datasets.simulated_skull_base import SPACING_MM
 from tissnet_components.datasets.simulated_vestibular import Contours, tumor_contours, vestibular_patient
 from tissnet_components.files import to_json, whole_folder, write_whole
+from tissnet_components.processes import share_out
 
 ATLAS = (
     "ICBM 2009a Nonlinear Symmetric, from the nilearn package. Copyright (C) 1993-2004 Louis Collins, "
@@ -114,7 +112,7 @@ def phantom(
     write = partial(write_case, Cohort(task, folder, seed, voxel_mm, tumors))
     try:
         claim_folder(folder, describe(task, seed, voxel_mm, tumors))
-        run_parallel(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
+        write_all(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
         return write_whole(folder / "datalist.json", to_json(datalist(task, cases, seed)))
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
@@ -217,19 +215,11 @@ def to_nifti(array: np.ndarray, voxel_mm: tuple[float, ...]) -> nib.Nifti1Image:
     return image
 
 
-def run_parallel(write: Callable[[int], None], indices: list[int], workers: int) -> None:
+def write_all(write: Callable[[int], None], indices: list[int], workers: int) -> None:
     """Call `write` for every index, in this process or in several, with a progress bar."""
-    workers = min(workers, len(indices))
-    progress = partial(tqdm, total=len(indices), desc="simulating", unit="case", disable=not indices)
-    if workers <= 1:
-        for index in progress(indices):
-            write(index)
-        return
-    try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            list(progress(pool.map(write, indices)))
-    except BrokenProcessPool as error:
-        raise ValueError("a worker died, perhaps for lack of memory; run again with --workers 1") from error
+    done = share_out(write, indices, workers)
+    for _ in tqdm(done, "simulating", len(indices), unit="case", disable=not indices):
+        pass
 
 
 def datalist(task: str, cases: int, seed: int) -> dict:

@@ -4,10 +4,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import itk
@@ -44,6 +40,7 @@ from tissnet_components.datasets.datalist import (
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
 from tissnet_components.datasets.weighting import weighting
 from tissnet_components.files import to_json, whole_folder, write_whole
+from tissnet_components.processes import share_out
 
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
 PATIENT = re.compile(r"(?:VS-SEG-|vs_gk_|sub-)0*(\d+)", re.IGNORECASE)
@@ -144,17 +141,9 @@ def convert_all(
 ) -> dict[str, str]:
     """Convert those whose files are not there yet, in parallel; returns why some could not be."""
     missing = [name for name in patients if not all((out / file).is_file() for file in _files(name))]
-    workers = min(workers, max(1, len(missing)))
     jobs = [(name, patients[name], out, structures.get(name)) for name in missing]
-    progress = partial(tqdm, desc="converting", total=len(jobs), unit="patient", disable=not jobs)
-    if workers == 1:
-        reasons = [_reason(job) for job in progress(jobs)]
-    else:
-        try:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                reasons = list(progress(pool.map(_reason, jobs)))
-        except BrokenProcessPool as error:
-            raise ValueError("a process died, perhaps for lack of memory; run again with --workers 1") from error
+    done = share_out(_reason, jobs, workers)
+    reasons = tqdm(done, "converting", len(jobs), unit="patient", disable=not jobs)
     return {name: reason for name, reason in zip(missing, reasons, strict=True) if reason}
 
 
