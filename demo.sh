@@ -14,10 +14,8 @@ log="$demo/log.txt"
 precision=float32
 grep -qs avx512_bf16 /proc/cpuinfo && precision=bfloat16
 
-settings=(--dataset_dir "$demo/cohort" --ckpt_dir "$demo/models" --spacing_mm "[2.0,2.0,2.0]"
-    --patch_size "[64,64,16]" --precision "$precision")
-budget=(--learning_rate 0.0005 --discriminator_channels 16 --val_interval 10 --picture_interval 10
-    --output_dir "$demo/training" --epochs 40)
+settings=(--dataset_dir "$demo/cohort" --ckpt_dir "$demo/models" --spacing_mm "[2.0,2.0,2.0]" --precision "$precision")
+budget=(--val_interval 10 --picture_interval 10 --output_dir "$demo/training" --epochs 40)
 
 say() { printf '\n[%s/7] %s (%d min %d s since the start)\n' "$1" "$2" $((SECONDS / 60)) $((SECONDS % 60)); }
 
@@ -28,20 +26,24 @@ bundle_run() { # config files, then options; the whole output goes to the log, t
 say 1 "simulating a cohort of 24 patients"
 [ -f "$demo/cohort/datalist.json" ] || "$python" -m tissnet_components phantom --task brats --out "$demo/cohort" --cases 24 --seed 1
 
+# the recipe of the shipped weights, for fewer epochs of coarser voxels
+train() { bundle_run training --config_file "['configs/train.json',$1'configs/strong_augmentation.json','configs/weights.json']" "${settings[@]}" "${budget[@]}" "${@:2}"; }
+direct="'configs/direct_segmentation.json',"
+
 say 2 "training the perceptor: segmentation from the real FLAIR"
-bundle_run training --config_file "['configs/train.json','configs/direct_segmentation.json']" "${settings[@]}" "${budget[@]}"
+train "$direct"
 
 say 3 "training direct segmentation from T1, ceT1 and T2, to compare with"
-bundle_run training --config_file "['configs/train.json','configs/direct_segmentation.json']" "${settings[@]}" "${budget[@]}" --input_keys "['image']"
+train "$direct" --input_keys "['image']"
 
 say 4 "training TISS-Net"
-bundle_run training --config_file configs/train.json "${settings[@]}" "${budget[@]}"
+train ""
 
 say 5 "evaluating on unseen patients"
-evaluate="'configs/train.json','configs/evaluate.json'"
-bundle_run evaluating --config_file "[$evaluate]" "${settings[@]}" --output_dir "$demo/results/TISS-Net"
-bundle_run evaluating --config_file "[$evaluate,'configs/direct_segmentation.json']" "${settings[@]}" --input_keys "['image']" --output_dir "$demo/results/direct segmentation"
-bundle_run evaluating --config_file "[$evaluate,'configs/direct_segmentation.json']" "${settings[@]}" --output_dir "$demo/results/real FLAIR"
+evaluate() { bundle_run evaluating --config_file "['configs/train.json',$1'configs/evaluate.json','configs/weights.json']" "${settings[@]}" --output_dir "$demo/results/$2" "${@:3}"; }
+evaluate "" "TISS-Net"
+evaluate "$direct" "direct segmentation" --input_keys "['image']"
+evaluate "$direct" "real FLAIR"
 
 say 6 "segmenting one unseen patient from three files, no label given"
 "$python" -m tissnet_components phantom --task brats --out "$demo/unseen" --cases 3 --seed 2

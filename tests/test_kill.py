@@ -18,8 +18,8 @@ from bundle_copies import tiny_bundle
 from cohort import write_case, write_cohort
 from forks import Forks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_brats import decathlon
 from test_bundle_workflows import BUNDLE, run
+from test_decathlon import decathlon
 from test_resume import same
 from vestibular_download import write_download
 

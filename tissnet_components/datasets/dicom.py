@@ -217,10 +217,11 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
     """The tags of `GEOMETRY`, each with as many numbers as it says there, after checking that they place a slice."""
     try:
         tags = [*GEOMETRY, *PIXELS, "PixelData"]
-        header = import_pydicom().dcmread(file, defer_size=1024, specific_tags=tags)  # the pixels stay in the file
+        header = import_pydicom().dcmread(file, specific_tags=tags)
         samples, allocated, stored, frames = (int(header.get(tag) or 1) for tag in PIXELS)
         found = {tag: header[tag].value for tag in GEOMETRY if header.get(tag) is not None}
         geometry = {tag: np.array(value, dtype=float).reshape(-1) for tag, value in found.items()}
+        pixels = header.get(0x7FE00010)  # by number, which gives the element rather than its value
     except Exception as error:  # a damaged header raises whatever its bytes happen to mean
         raise BadCase(f"{file} has a damaged header ({type(error).__name__}); export the series again") from error
     if frames > 1:
@@ -235,9 +236,9 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
             raise BadCase(f"{file} has no {tag}, so its place is unknown; export the series again, as slices")
         if len(geometry[tag]) != count or not np.isfinite(geometry[tag]).all():
             raise BadCase(f"{file} has {tag} {geometry[tag]}, expected {count} numbers; export the series again")
-    pixels, promised = header.get_item("PixelData"), int(geometry["Rows"][0] * geometry["Columns"][0]) * allocated // 8
-    if pixels is not None and pixels.length < promised:
-        raise BadCase(f"{file} holds {pixels.length} of {promised} bytes of its pixels; fetch it again")
+    promised = int(geometry["Rows"][0] * geometry["Columns"][0]) * allocated // 8
+    if pixels is not None and not pixels.is_undefined_length and len(pixels.value) < promised:  # else: compressed
+        raise BadCase(f"{file} holds {len(pixels.value)} of {promised} bytes of its pixels; fetch it again")
     axes = geometry["ImageOrientationPatient"].reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-3):
         raise BadCase(f"{file} has ImageOrientationPatient {axes.ravel()}, no right angle; export the series again")
