@@ -12,7 +12,7 @@ from tissnet_components.quality import SaveImageSummaryd, measure_quality, quali
 
 SHAPE = (8, 8, 6)
 AFFINE = oblique_affine((0.5, 2, 5))  # voxels of 5 cubic millimetres
-THRESHOLDS = {"agreement": 0.7, "mean_error": 0.5, "mean_disagreement": 0.25, "edge_voxels": 1}
+THRESHOLDS = {"agreement": 0.7, "predicted_dice": 0.1, "mean_error": 0.5, "mean_disagreement": 0.25, "edge_voxels": 1}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def mask() -> np.ndarray:
 
 
 def measure(mask: np.ndarray, error: float = 0, disagreement: float = 0) -> dict:
-    return measure_quality(mask, mask, np.full(SHAPE, error), np.full(SHAPE, disagreement), AFFINE)
+    return measure_quality(mask, mask, np.full(SHAPE, error), np.full(SHAPE, disagreement), mask, AFFINE)
 
 
 def test_twenty_four_voxels_of_five_cubic_millimetres_are_a_hundred_and_twenty_microlitres(mask):
@@ -34,7 +34,7 @@ def test_means_are_taken_inside_the_mask_alone(mask):
     error = np.where(mask > 0, 0.2, 0.9)
     error[2, 2:5, 1:5] = 0.6  # half of the mask
     disagreement = np.where(mask > 0, 0.1, 1)
-    measured = measure_quality(mask, mask, error, disagreement, AFFINE)
+    measured = measure_quality(mask, mask, error, disagreement, mask, AFFINE)
     assert (measured["mean_error"], measured["mean_disagreement"]) == (0.4, 0.1)
 
 
@@ -42,15 +42,25 @@ def test_agreement_is_the_dice_of_the_networks_two_answers(mask):
     refined = mask.copy()
     refined[2] = 0  # half of the mask
     refined[5, 2:5, 1:5] = 0.75  # as much elsewhere
-    measured = measure_quality(mask, refined, None, None, AFFINE)
+    measured = measure_quality(mask, refined, None, None, None, AFFINE)
     assert measured["agreement"] == 0.5
     assert quality_flags(measured, THRESHOLDS) == ["agreement"]
     assert quality_flags(measured, THRESHOLDS | {"agreement": 0.5}) == []
 
 
+def test_predicted_dice_is_what_is_left_of_coarse_after_its_expected_mistakes(mask):
+    error = np.where(mask > 0, 0.75, 0)
+    error[5, 2:5, 1:5] = 0.5  # six voxels of tumor missed, six of twenty-four right
+    measured = measure_quality(mask, mask, error, None, mask, AFFINE)
+    assert measured["predicted_dice"] == pytest.approx(2 * 6 / (24 + 12), abs=1e-4)
+    assert quality_flags(measured, THRESHOLDS | {"predicted_dice": 0.34, "mean_error": 1}) == ["predicted_dice"]
+    assert quality_flags(measured, THRESHOLDS | {"predicted_dice": 0.33, "mean_error": 1}) == []
+
+
 def test_a_network_without_an_error_branch_has_no_second_answer_and_no_means(mask):
-    measured = measure_quality(mask, None, None, None, AFFINE)
-    assert measured == measure(mask) | {"agreement": None, "mean_error": None, "mean_disagreement": None}
+    measured = measure_quality(mask, None, None, None, None, AFFINE)
+    unknown = dict.fromkeys(("agreement", "predicted_dice", "mean_error", "mean_disagreement"))
+    assert measured == measure(mask) | unknown
     assert quality_flags(measured, THRESHOLDS) == []
 
 
@@ -59,12 +69,13 @@ def test_an_empty_mask_has_no_means_and_is_flagged():
     assert measured == {
         "volume_ml": 0,
         "agreement": 1,
+        "predicted_dice": 0,
         "mean_error": None,
         "mean_disagreement": None,
         "touches_edge": False,
         "empty_mask": True,
     }
-    assert quality_flags(measured, THRESHOLDS) == ["empty_mask"]
+    assert quality_flags(measured, THRESHOLDS) == ["empty_mask", "predicted_dice"]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -97,8 +108,8 @@ def test_the_summary_is_written_beside_the_maps_with_the_thresholds_that_it_was_
     def image(values: np.ndarray) -> MetaTensor:
         return MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(AFFINE), meta={"case": "anna"})
 
-    keys = ["fine", "refined", "error", "disagreement"]
-    data = dict(zip(keys, (image(mask * factor) for factor in (1, 1, 0.75, 0.125)), strict=True))
+    keys = ["fine", "refined", "error", "disagreement", "coarse"]
+    data = dict(zip(keys, (image(mask * factor) for factor in (1, 1, 0.75, 0.125, 1)), strict=True))
     returned = SaveImageSummaryd(keys, str(tmp_path), THRESHOLDS)(data)
     summary = json.loads((tmp_path / "anna" / "anna_summary.json").read_text())
     assert summary.pop("thresholds") == THRESHOLDS
@@ -107,6 +118,7 @@ def test_the_summary_is_written_beside_the_maps_with_the_thresholds_that_it_was_
         "case": "anna",
         "volume_ml": 0.125,
         "agreement": 1,
+        "predicted_dice": 0.4,
         "mean_error": 0.75,
         "mean_disagreement": 0.125,
         "touches_edge": True,
@@ -118,4 +130,4 @@ def test_the_summary_is_written_beside_the_maps_with_the_thresholds_that_it_was_
 @pytest.mark.parametrize("thresholds", [{}, THRESHOLDS | {"mean_eror": 1}], ids=["none", "a mistyped one"])
 def test_other_thresholds_are_refused(thresholds):
     with pytest.raises(ValueError, match="quality needs the thresholds"):
-        SaveImageSummaryd(["fine", "refined", "error", "disagreement"], ".", thresholds)
+        SaveImageSummaryd(["fine", "refined", "error", "disagreement", "coarse"], ".", thresholds)

@@ -14,9 +14,11 @@ from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 
 from tissnet_components.files import write_whole
-from tissnet_components.metrics import dice
+from tissnet_components.metrics import dice, predicted_dice
 
-THRESHOLDS = {"agreement", "mean_error", "mean_disagreement", "edge_voxels"}
+LEAST = ("agreement", "predicted_dice")  # suspicious below their threshold
+MOST = ("mean_error", "mean_disagreement")  # and above
+THRESHOLDS = {*LEAST, *MOST, "edge_voxels"}
 
 
 def measure_quality(
@@ -24,6 +26,7 @@ def measure_quality(
     refined: np.ndarray | None,
     error: np.ndarray | None,
     disagreement: np.ndarray | None,
+    coarse: np.ndarray | None,
     affine: np.ndarray,
     edge_voxels: int = 1,
 ) -> dict[str, float | bool | None]:
@@ -31,14 +34,14 @@ def measure_quality(
 
     Args:
         mask: above 0.5 is tumor.
-        refined, error, disagreement: in [0, 1]; None of a network without an error branch.
+        refined, error, disagreement, coarse: in [0, 1]; None of a network without such a branch.
         affine: (4, 4), voxel to millimetres.
         edge_voxels: how many outermost voxels of each axis count as the edge of the field of view.
 
     Shapes:
-        mask, refined, error, disagreement: (X, Y, Z).
+        mask, refined, error, disagreement, coarse: (X, Y, Z).
         returns: ``volume_ml``; ``agreement``, the Dice of the mask and refined, the network's two answers;
-            ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty or the map is not
+            ``predicted_dice``, the Dice of coarse that the error map implies; ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty or the map is not
             there; ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
     """
     tumor = mask > 0.5
@@ -46,11 +49,16 @@ def measure_quality(
     return {
         "volume_ml": round(float(tumor.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000), 4),
         "agreement": None if refined is None else round(dice(torch.from_numpy(mask), torch.from_numpy(refined)), 4),
+        "predicted_dice": None if coarse is None or error is None else _predicted_dice(coarse, error),
         "mean_error": None if empty or error is None else round(float(error[tumor].mean()), 4),
         "mean_disagreement": None if empty or disagreement is None else round(float(disagreement[tumor].mean()), 4),
         "touches_edge": touches_edge(tumor, edge_voxels),
         "empty_mask": empty,
     }
+
+
+def _predicted_dice(coarse: np.ndarray, error: np.ndarray) -> float:
+    return round(predicted_dice(torch.from_numpy(coarse), torch.from_numpy(error)), 4)
 
 
 def touches_edge(tumor: np.ndarray, edge_voxels: int = 1) -> bool:
@@ -60,12 +68,11 @@ def touches_edge(tumor: np.ndarray, edge_voxels: int = 1) -> bool:
 
 
 def quality_flags(measured: Mapping[str, float | bool | None], thresholds: Mapping[str, float]) -> list[str]:
-    """What is suspicious: an empty mask, one at the edge, too little agreement, and means above their thresholds."""
+    """What is suspicious: an empty mask, one at the edge, guesses of quality below and means above their thresholds."""
     flags = [name for name in ("empty_mask", "touches_edge") if measured[name]]
-    if measured["agreement"] is not None and measured["agreement"] < thresholds["agreement"]:
-        flags.append("agreement")
-    means = ("mean_error", "mean_disagreement")
-    return flags + [name for name in means if measured[name] is not None and measured[name] > thresholds[name]]
+    known = {name: measured[name] for name in (*LEAST, *MOST) if measured[name] is not None}
+    flags += [name for name in LEAST if name in known and known[name] < thresholds[name]]
+    return flags + [name for name in MOST if name in known and known[name] > thresholds[name]]
 
 
 class SaveImageSummaryd(SaveImaged):
@@ -74,12 +81,12 @@ class SaveImageSummaryd(SaveImaged):
     A ``SaveImaged``, because MONAI Label leaves these out.
 
     Args:
-        keys: mask, refined, error and disagreement, in this order, on the grid of the input scan.
-        thresholds: ``agreement``, below which a case is flagged, ``mean_error`` and ``mean_disagreement``, above which
-            it is, and ``edge_voxels``.
+        keys: mask, refined, error, disagreement and coarse, in this order, on the grid of the input scan.
+        thresholds: ``agreement`` and ``predicted_dice``, below which a case is flagged, ``mean_error`` and
+            ``mean_disagreement``, above which it is, and ``edge_voxels``.
 
     Raises:
-        ValueError: other thresholds than these four.
+        ValueError: other thresholds than these five.
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str, thresholds: Mapping[str, float]) -> None:
