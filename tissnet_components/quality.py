@@ -41,8 +41,9 @@ def measure_quality(
     Shapes:
         mask, refined, error, disagreement, coarse: (X, Y, Z).
         returns: ``volume_ml``; ``agreement``, the Dice of the mask and refined, the network's two answers;
-            ``predicted_dice``, the Dice of coarse that the error map implies; ``mean_error`` and ``mean_disagreement``, means over the mask, None where it is empty or the map is not
-            there; ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
+            ``predicted_dice``, the Dice of coarse that the error map implies; ``mean_error`` and
+            ``mean_disagreement``, means over the mask, None where it is empty or the map is not there;
+            ``touches_edge``, whether the mask has a voxel on the edge; ``empty_mask``.
     """
     tumor = mask > 0.5
     empty = not tumor.any()
