@@ -15,7 +15,7 @@ precision=float32
 grep -qs avx512_bf16 /proc/cpuinfo && precision=bfloat16
 
 settings=(--dataset_dir "$demo/cohort" --ckpt_dir "$demo/models" --spacing_mm "[2.0,2.0,2.0]" --precision "$precision")
-budget=(--val_interval 10 --picture_interval 10 --output_dir "$demo/training" --epochs 40)
+budget=(--val_interval 16 --picture_interval 16 --output_dir "$demo/training" --epochs 32)
 
 say() { printf '\n[%s/7] %s (%d min %d s since the start)\n' "$1" "$2" $((SECONDS / 60)) $((SECONDS % 60)); }
 
