@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..metrics import SEGMENTATIONS, mean_and_sd
+from ..case_table import mean_and_sd
+from ..metrics import SEGMENTATIONS
 from . import slug
 from .plots import QUALITIES, stage
 from .runs import Run

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..metrics import SEGMENTATIONS, SSIM_SIGMA, SSIM_WINDOW, mean_and_sd, summarise
+from ..case_table import mean_and_sd, summarise
+from ..metrics import SEGMENTATIONS, SSIM_SIGMA, SSIM_WINDOW
 from .runs import Run
 from .statistics import RESAMPLES, Comparison, compare, holm
 
