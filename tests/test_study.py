@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from cohort import write_cohort
 
-from tissnet_components import study as studies
+from tissnet_components import steps
 from tissnet_components.datasets.folds import fold_datalists
 from tissnet_components.report import slug
 from tissnet_components.report.html import report
-from tissnet_components.study import check_options, command, read_study, study, study_steps
+from tissnet_components.study import check_options, read_study, study, study_steps
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
 EXAMPLES = sorted((Path(__file__).parents[1] / "studies").glob("*.json"))
@@ -43,12 +43,12 @@ def progress(monkeypatch):
     """The study's progress lines."""
     lines = []
 
-    class Kept(studies.tqdm):
+    class Kept(steps.tqdm):
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
             lines.append(self)
 
-    monkeypatch.setattr(studies, "tqdm", Kept)
+    monkeypatch.setattr(steps, "tqdm", Kept)
     return lines
 
 
@@ -61,7 +61,7 @@ def ran(monkeypatch, tmp_path):
         calls.append(step.label)
         return [sys.executable, "-c", scripts.get(step.label, "print('Epoch[3] Complete. Time taken')")]
 
-    monkeypatch.setattr(studies, "command", fake)
+    monkeypatch.setattr(steps, "command", fake)
     calls_and_scripts = type("Ran", (), {"calls": calls, "scripts": scripts})
     return calls_and_scripts
 
@@ -101,7 +101,7 @@ def test_the_settings_of_a_row_lie_over_its_configs(file, ran):
 
 def test_the_command_is_what_a_user_types_in_the_bundles_folder(file):
     step = steps_of(file)[1]
-    words = command(step)
+    words = steps.command(step)
     assert words[-4:-1] == ["run", "evaluating", "--config_file"]
     assert words[-1] == str(
         [f"configs/{n}.json" for n in ("train", "evaluate", "direct_segmentation")] + [str(step.overlay)]
@@ -111,7 +111,8 @@ def test_the_command_is_what_a_user_types_in_the_bundles_folder(file):
 def test_under_torchrun_the_bundles_overlays_for_several_processes_join(file):
     step = steps_of(file, processes=2)[1]
     assert step.configs[-2:] == ["multi_gpu_train", "multi_gpu_evaluate"]
-    assert "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run" in " ".join(command(step, 2))
+    words = " ".join(steps.command(step, 2))
+    assert "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run" in words
 
 
 def test_a_bundle_without_overlays_for_several_processes_says_so(file, tmp_path):
@@ -130,9 +131,9 @@ def test_what_is_done_is_skipped(file, ran):
 
 
 def test_a_log_shows_what_runs_now(file, ran, monkeypatch, capsys):
-    shown, command_of_ran = [], studies.command
+    shown, command_of_ran = [], steps.command
     monkeypatch.setattr(
-        studies, "command", lambda *given: shown.append(capsys.readouterr().out) or command_of_ran(*given)
+        steps, "command", lambda *given: shown.append(capsys.readouterr().out) or command_of_ran(*given)
     )
     study(str(file))
     assert [label in text for label, text in zip(ran.calls, shown, strict=True)] == [True] * 4
@@ -148,7 +149,7 @@ def test_the_number_of_epochs_is_known_from_the_configs(file, ran, progress):
     write_study(file.parent, configs=["weights"], options={})
     study(str(file), only="real FLAIR")
     step = steps_of(file)[0]
-    assert studies._epoch(step) == "epoch 3/160"
+    assert steps._epoch(step) == "epoch 3/160"
 
 
 def test_only_the_rows_that_were_named_are_run(file, ran):
@@ -205,7 +206,7 @@ def test_ctrl_c_ends_the_study_in_a_sentence_and_the_run_counts_as_cut(file, ran
         if seconds == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "_wait", interrupt)
+    monkeypatch.setattr(steps, "_wait", interrupt)
     with pytest.raises(SystemExit, match="stopped; the same command goes on where it stopped"):
         study(str(file))
     assert steps_of(file)[0].state == "begun"
@@ -231,8 +232,8 @@ def test_the_minutes_are_kept_while_a_run_goes_on_and_added_up_over_its_starts(f
         now[0] += 50
         return None if len(kept) % 4 else child.wait()
 
-    monkeypatch.setattr(studies, "_wait", wait)
-    monkeypatch.setattr(studies.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(steps, "_wait", wait)
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now[0])
     ran.scripts[step.label] = "raise SystemExit('cut')"
     with pytest.raises(SystemExit):
         study(str(file), only="real FLAIR")
