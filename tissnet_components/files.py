@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their name only when they are complete, and the files below a folder."""
 
 import hashlib
 import json
@@ -74,3 +74,27 @@ def _digest(path: Path, modified_ns: int) -> str:
 
 def to_json(content: object) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, links followed once; hidden ones are macOS's shadows or half-written.
+
+    Raises:
+        ValueError: no such folder, or one in it that cannot be listed.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is not a folder; give the folder that the files lie in")
+    seen = set()
+    for parent, subfolders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            subfolders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ValueError(
+        f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away"
+    ) from error

@@ -21,6 +21,8 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 from tqdm import tqdm
 
+from tissnet_components.files import files_below
+
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 SECTIONS = ("training", "validation", "test")
 LABELS = (0, 1, 2, 3, 4)  # BraTS skips 3 until 2022 and uses it from 2023 on; 4 is back for the resection cavity
@@ -54,15 +56,8 @@ def check_case_name(name: object, source: str | Path) -> str:
 
 
 def nifti_files(root: Path) -> Iterator[Path]:
-    """All NIfTI files below a folder, links followed once; hidden ones are macOS's shadows or half-written."""
-    seen = set()
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
-        if os.path.realpath(folder) in seen:
-            subfolders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if is_nifti(name) and not name.startswith("."))
+    """All NIfTI files below a folder, see `files_below`."""
+    return (file for file in files_below(root) if is_nifti(file.name))
 
 
 def is_nifti(name: str) -> bool:
@@ -92,12 +87,6 @@ def check_readable(file: str | Path) -> nib.Nifti1Pair:
     except Exception as error:  # nibabel, gzip and zlib raise a dozen types; to the user each means the same
         raise BadCase(f"{file} cannot be read as NIfTI ({_one_line(error)}); fetch or export it again") from error
     return type(image)(voxels, image.affine, image.header)
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise ValueError(
-        f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away"
-    ) from error
 
 
 def _all_voxels(image: nib.Nifti1Pair) -> np.ndarray:

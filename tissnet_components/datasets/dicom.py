@@ -4,10 +4,9 @@ Folder and file names mean nothing here, so that TCIA's "descriptive" and "class
 a single folder full of files are all the same.
 """
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from tissnet_components.datasets.cases import BadCase, check_extent
+from tissnet_components.files import files_below
 
 IMAGE_MODALITIES = ("MR", "CT", "PT")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
@@ -65,7 +65,7 @@ def find_series(folder: str | Path) -> list[Series]:
     members: dict[str, dict[tuple[str, str], tuple[Path, dict[str, str]]]] = defaultdict(dict)
     damaged, strangers = [], []
     for file in files_below(Path(str(folder)).expanduser()):
-        header = _read_header(file)
+        header = _read_header(file) if file.name != "DICOMDIR" else None
         if header is None:
             strangers.append(file)
         elif not header.get("SeriesInstanceUID"):
@@ -114,24 +114,6 @@ def affine_of(image: Any) -> np.ndarray:
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return LPS_TO_RAS @ affine
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, links followed once; hidden ones are macOS's shadows or half-written.
-
-    Raises:
-        ValueError: no such folder.
-    """
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is not a folder; give the folder that the files lie in")
-    seen = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:
-            subfolders.clear()
-            continue
-        seen.add(os.path.realpath(parent))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if not name.startswith(".") and name != "DICOMDIR")
 
 
 def import_pydicom() -> ModuleType:

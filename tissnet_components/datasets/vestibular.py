@@ -37,9 +37,9 @@ from tissnet_components.datasets.datalist import (
     set_apart_unnamed,
     writable,
 )
-from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, files_below, find_series, read_series
+from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, find_series, read_series
 from tissnet_components.datasets.weighting import weighting
-from tissnet_components.files import to_json, whole_folder, write_whole
+from tissnet_components.files import files_below, to_json, whole_folder, write_whole
 from tissnet_components.processes import share_out
 
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
