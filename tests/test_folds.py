@@ -48,9 +48,40 @@ def test_the_seed_decides_the_folds_and_their_files_point_to_the_scans(twelve, t
     assert content["test"][0]["image"] == [str(tmp_path / f"{content['test'][0]['case']}.nii")]
 
 
+def hospitals(tmp_path, *names):
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"training": [{"case": name, "image": f"{name}.nii"} for name in names]}))
+    return path
+
+
+def test_hospitals_are_tested_whole_and_the_smaller_ones_together(tmp_path):
+    sizes = {"TCIA01": 4, "TCIA02": 3, "TCIA10": 3, "TCIA03": 1, "TCIA13": 1}
+    names = [f"Brats18_{place}_{number}_1" for place, size in sizes.items() for number in range(100, 100 + size)]
+    tested = []
+    for file in write_folds(hospitals(tmp_path, *names), tmp_path / "folds", 4, groups="TCIA..").values():
+        there, elsewhere = ({name[8:14] for name in patients(file, s)} for s in ("test", "training"))
+        assert not there & elsewhere and len(patients(file, "validation")) == 1
+        tested.append((sorted(there), len(patients(file, "test"))))
+    assert sorted(tested) == [(["TCIA01"], 4), (["TCIA02"], 3), (["TCIA03", "TCIA13"], 2), (["TCIA10"], 3)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("UCSF..", "'groups' of the study, 'UCSF..', finds nothing in the name"),
+        ("(", "'groups' of the study, '\\(', finds nothing"),
+        ("_", "4 patients in groups of one '_' in .* cannot give 2 folds with 1"),
+        ("^.", "4 patients in groups of one '\\^.' in .* cannot give 2 folds with 1"),
+    ],
+)
+def test_groups_that_the_names_do_not_have_or_that_leave_none_to_train_are_refused(tmp_path, groups, said):
+    with pytest.raises(ValueError, match=said):
+        write_folds(hospitals(tmp_path, "a_1", "a_2", "a_3", "b_1"), tmp_path / "folds", 2, groups=groups)
+
+
 def test_folds_that_were_made_otherwise_are_not_overwritten(twelve, tmp_path):
     write_folds(twelve, tmp_path / "folds", 4)
-    with pytest.raises(ValueError, match=r"fold_1.json was made from another datalist, seed or number of folds"):
+    with pytest.raises(ValueError, match=r"fold_1.json was made from another datalist, seed, number of folds"):
         write_folds(twelve, tmp_path / "folds", 4, seed=1)
 
 

@@ -31,6 +31,7 @@ STUDY_KEYS = {
     "dataset_dir": str,
     "out": str,
     "folds": int,
+    "groups": str,
     "datalists": list[str],
     "validation": int,
     "seed": int,
@@ -115,7 +116,7 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     check_report(given.get("report", {}), evaluated(given))
     if not Path(given["bundle"], "configs", "train.json").is_file():
         raise ValueError(f"{given['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
-    return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, "datalists": [], **given}
+    return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, "groups": "", "datalists": [], **given}
 
 
 def study_steps(content: Mapping, datalists: Mapping[str, str], processes: int = 1) -> Iterator[Step]:

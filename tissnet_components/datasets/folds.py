@@ -1,8 +1,10 @@
-"""Datalists of a cross-validation by patient."""
+"""Datalists of a cross-validation by patient, or by groups of them, such as hospitals."""
 
 import json
 import random
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tissnet_components.datasets.cases import SECTIONS, load_datalist
@@ -17,10 +19,13 @@ def fold_datalists(content: Mapping) -> dict[str, str]:
     whole = Path(content["dataset_dir"], "datalist.json")
     if not content["folds"]:
         return {"": str(whole)}
-    return write_folds(whole, Path(content["out"], "folds"), content["folds"], content["seed"], content["validation"])
+    folder = Path(content["out"], "folds")
+    return write_folds(whole, folder, content["folds"], content["seed"], content["validation"], content["groups"])
 
 
-def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validation: int = 1) -> dict[str, str]:
+def write_folds(
+    datalist: Path, folder: Path, folds: int, seed: int = 0, validation: int = 1, groups: str = ""
+) -> dict[str, str]:
     """Write `fold_1.json`... for a cross-validation in which every patient is tested exactly once.
 
     The patients of all sections are shuffled by the seed and dealt to the folds; in each fold the validation patients
@@ -31,12 +36,16 @@ def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validat
         folder: for the new ones, whose paths are absolute.
         folds: how many, at least 2.
         validation: patients per fold, at least 1.
+        groups: regular expression; patients in whose names it finds the same text are tested together, so that no fold
+            trains on what it tests: "TCIA.." for the hospitals of BraTS's TCIA cases. The largest are dealt first, each
+            to the fold with the fewest patients.
 
     Returns:
         fold -> file.
 
     Raises:
-        ValueError: a bad datalist, too few patients, or folds in the folder that were made otherwise.
+        ValueError: a bad datalist, too few patients or groups, a patient in no group, or folds in the folder that were
+            made otherwise.
     """
     try:
         content = json.loads(datalist.read_text(encoding="utf-8"))
@@ -46,14 +55,13 @@ def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validat
     filled = [section for section in SECTIONS if content.get(section)] or SECTIONS[:1]
     cases = [case for section in filled for case in load_datalist(datalist, section)]
     patients = sorted({patient_of(case["case"]) for case in cases})
-    if folds < 2 or validation < 1 or len(patients) < folds or len(patients) - -(-len(patients) // folds) <= validation:
-        raise ValueError(
-            f"{len(patients)} patients in {datalist} cannot give {folds} folds with {validation} for validation each"
-        )
     random.Random(seed).shuffle(patients)
+    dealt = _dealt(patients, folds, groups)
+    if folds < 2 or validation < 1 or not all(dealt) or len(patients) - max(map(len, dealt)) <= validation:
+        found = f"{len(patients)} patients" + (f" in groups of one {groups!r}" if groups else "")
+        raise ValueError(f"{found} in {datalist} cannot give {folds} folds with {validation} for validation each")
     files = {}
-    for fold in range(folds):
-        tested = patients[fold::folds]
+    for fold, tested in enumerate(dealt):
         validated = random.Random(f"{seed} {fold}").sample(
             [name for name in patients if name not in tested], validation
         )
@@ -66,7 +74,28 @@ def write_folds(datalist: Path, folder: Path, folds: int, seed: int = 0, validat
     return files
 
 
+def _dealt(patients: Sequence[str], folds: int, groups: str) -> list[list[str]]:
+    """The patients that each fold tests."""
+    members = defaultdict(list)
+    for name in patients:
+        members[_group_of(name, groups) if groups else name].append(name)
+    dealt = [[] for _ in range(folds)]
+    for group in sorted(members.values(), key=len, reverse=True) if folds > 0 else ():
+        min(dealt, key=len).extend(group)
+    return dealt
+
+
+def _group_of(name: str, groups: str) -> str:
+    try:
+        return re.search(groups, name)[0]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"'groups' of the study, {groups!r}, finds nothing in the name {name}; give a regular expression such as "
+            f"'TCIA..'"
+        ) from error
+
+
 def _write_unchanged(file: Path, content: dict) -> str:
     if file.is_file() and file.read_bytes() != to_json(content):
-        raise ValueError(f"{file} was made from another datalist, seed or number of folds; give another --out")
+        raise ValueError(f"{file} was made from another datalist, seed, number of folds or groups; give another --out")
     return str(write_whole(file, to_json(content)))
