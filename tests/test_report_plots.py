@@ -30,6 +30,15 @@ def kept(folder, name, **maps):
     return dict(np.load(path))
 
 
+def test_learning_is_drawn_for_every_fold_as_a_dice():
+    folds = [{"fine": np.array([[1, 0.5], [2, 0.25]]), "val_dice": np.array([[2, dice]])} for dice in (0.6, 0.7)]
+    run = run_of("TISS-Net", [0.5], learning=folds)
+    lines = panel(plots.learning([run]), "TISS-Net").get_lines()
+    assert [list(line.get_ydata()) for line in lines] == [[0.5, 0.75], [0.6], [0.5, 0.75], [0.7]]
+    assert plots.learns(run) and not plots.learns(run_of("no log", [0.5]))
+    assert not plots.learns(run_of("other losses", [0.5], learning=[*folds, {"loss": folds[0]["fine"]}]))
+
+
 def test_the_worst_by_quality_go_first():
     """Quality ranks the cases 0.2, 0.9, 0.7: means of all, of the last two, of the last."""
     left = plots.left_after(np.array([0.9, 0.2, 0.7]), np.array([0.5, 0.1, 0.8]))

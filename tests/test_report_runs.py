@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from tissnet_components.files import digest, write_whole
 from tissnet_components.report.runs import notes, read_runs, records_of, study_of
@@ -141,3 +143,23 @@ def test_complete_runs_of_one_test_set_need_no_note(tmp_path):
     for name in ("a", "b"):
         evaluation(tmp_path / name, "anna", "bert")
     assert said(tmp_path) == ""
+
+
+def test_what_a_training_showed_stands_at_its_iterations_and_as_it_was_shown_last(tmp_path):
+    """Killed in its second epoch of two iterations, and resumed: iteration 3 came twice."""
+    evaluation(tmp_path / "TISS-Net", "anna")
+    shown = [("loss", 0.9, 1), ("loss", 0.8, 2), ("val_dice", 0.1, 1), ("loss", 0.7, 3)]
+    again = [("loss", 0.6, 3), ("loss", 0.5, 4), ("val_dice", 0.3, 2)]
+    for second, events in enumerate((shown, again)):
+        with SummaryWriter(tmp_path / "TISS-Net" / "training" / "TISS-Net_tensorboard") as writer:
+            for moment, (tag, value, step) in enumerate(events):
+                writer.add_scalar(tag, value, step, walltime=10 * second + moment)
+    [learning] = read_runs(tmp_path)["TISS-Net"].learning
+    assert learning["loss"] == pytest.approx(np.array([[1, 0.9], [2, 0.8], [3, 0.6], [4, 0.5]]))
+    assert learning["val_dice"] == pytest.approx(np.array([[2, 0.1], [4, 0.3]]))
+
+
+def test_a_log_of_a_training_that_is_damaged_shows_nothing(tmp_path):
+    evaluation(tmp_path / "TISS-Net", "anna")
+    write_whole(tmp_path / "TISS-Net" / "training" / "a_tensorboard" / "events.out.tfevents.1", b"no event" * 20)
+    assert read_runs(tmp_path)["TISS-Net"].learning == [{}]

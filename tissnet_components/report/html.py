@@ -43,6 +43,10 @@ REFERRAL = (
     "each other. Rank correlation (Spearman) of each with the true Dice, in this order. A curve that rises like the "
     "dotted one knows its bad cases."
 )
+LEARNING = (
+    "Blue: the patches of the training, augmented and with dropout, 1 minus the Dice loss of both classes, averaged "
+    "over a thirtieth of it. Orange: the Dice of whole validation patients. A line per fold."
+)
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,8 @@ def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]
         yield _shown("Who gains, who loses", GAINS.format(reference.name), plots.gains(rivals, reference))
     if methods:
         yield _shown("Tumor volume", VOLUMES, plots.volume_agreement(methods))
+    if learning := [run for run in methods if plots.learns(run)]:
+        yield _shown("Learning", LEARNING, plots.learning(learning))
     if doubting := [run for run in methods if run.calibration is not None]:
         yield _shown("Does a high predicted error mean a real error?", CALIBRATION, plots.error_calibration(doubting))
     if ranking := _ranking(methods):

@@ -21,6 +21,7 @@ from .statistics import interval, rank_correlation
 WIDTH, PANEL, DPI = 10.0, 2.5, 100  # inches
 COLUMNS = 4
 NAMED_CASES = 40
+LEARNING_POINTS = 30
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")  # Okabe and Ito
 STYLES = [(colour, marker) for marker in "os^Dv" for colour in COLOURS]
 GAIN, LOSS, TRUTH = COLOURS[2], COLOURS[1], "#555555"
@@ -186,6 +187,32 @@ def sweeps(curves: Sequence[Mapping], runs: Mapping[str, Run]) -> Figure:
         axes.set_xlabel(curve["x"], fontsize=9)
 
     return _grid(curves, draw, "", "Dice (%)", columns=3)
+
+
+def learning(runs: Sequence[Run]) -> Figure:
+    """How well each method knows the patches that it trains on, and the patients that it does not; a line per fold."""
+
+    def draw(axes: Axes, run: Run) -> None:
+        for curves in run.learning:
+            iterations, loss = curves[stage(run)].T
+            parts = np.array_split(np.arange(len(loss)), min(LEARNING_POINTS, len(loss)))
+            points = [(iterations[part].mean(), 1 - loss[part].mean()) for part in parts]
+            axes.plot(*zip(*points, strict=True), color=COLOURS[0], linewidth=1, alpha=0.8)
+            if "val_dice" in curves:
+                axes.plot(*curves["val_dice"].T, color=COLOURS[1], marker="o", markersize=4, linewidth=1)
+        axes.set_ylim(0, 1)
+        axes.set_title(literal(run.name), fontsize=8)
+
+    figure = _grid(runs, draw, "iteration", "Dice")
+    names = {"training patches, 1 - loss": COLOURS[0], "validation patients": COLOURS[1]}
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in names.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def learns(run: Run) -> bool:
+    """Whether every training of a run showed the loss of its segmentation."""
+    return bool(run.learning) and all(stage(run) in curves for curves in run.learning)
 
 
 def stage(run: Run) -> str:

@@ -28,6 +28,7 @@ class Run:
         cases: case -> metric -> value, NaN where missing.
         folders: case -> the folder of its pictures.
         calibration: (10, 5), the columns of CALIBRATION, summed over cases; None without an error map.
+        learning: of each fold, loss term or metric -> (N, 2), iteration and value; empty without TensorBoard's files.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Run:
     cases: dict[str, dict[str, float]]
     folders: dict[str, Path] = field(default_factory=dict)
     calibration: np.ndarray | None = None
+    learning: list[dict[str, np.ndarray]] = field(default_factory=list)
 
     def values(self, metric: str) -> dict[str, float]:
         """Case -> value; NaN where the case has none."""
@@ -188,7 +190,7 @@ def read_json(file: Path) -> dict:
 
 
 def _run(name: str, places: Sequence[Path]) -> Run:
-    cases, folders, protocols, calibrations = {}, {}, set(), []
+    cases, folders, protocols, calibrations, learning = {}, {}, set(), [], []
     for place in places:
         for row in _read_csv(place / "cases.csv", ("protocol", "case")):
             case = row.pop("case")
@@ -201,10 +203,33 @@ def _run(name: str, places: Sequence[Path]) -> Run:
         if (place / "calibration.csv").is_file():
             tested = {case for case in folders if folders[case].parent == place}
             calibrations.append(_calibration(place / "calibration.csv", tested))
+        learning += [_learning(log) for log in sorted(place.glob("training/*_tensorboard"))]
     if len(protocols) != 1:
         found = f"the protocols {sorted(protocols)}" if protocols else "no case"
         raise ValueError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
-    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations))
+    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), learning)
+
+
+def _learning(log: Path) -> dict[str, np.ndarray]:
+    """Every scalar that a training showed in TensorBoard, by iteration; what it showed twice, as it did last.
+
+    A validation is counted by epochs there: it stands at the last iteration before it.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(log), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    done = [(event.wall_time, event.step) for event in scalars.get("loss", [])]
+    curves = {}
+    for tag, shown in scalars.items():
+        counted = tag.startswith("val_")
+        places = (
+            [max([step for time, step in done if time <= e.wall_time], default=0) for e in shown] if counted else []
+        )
+        steps = places if counted else [event.step for event in shown]
+        curves[tag] = np.array(sorted(dict(zip(steps, [event.value for event in shown], strict=True)).items()))
+    return curves
 
 
 def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
