@@ -43,11 +43,12 @@ def compare(values: Mapping[str, float], reference: Mapping[str, float]) -> Comp
     counts = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
     if len(differences) < 2:
         return Comparison(*counts)
+    if not differences.any():
+        return Comparison(*counts, difference=0.0, low=0.0, high=0.0, t_test=1.0, wilcoxon=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a precision that a p-value does not need
-        t_test, wilcoxon = stats.ttest_1samp(differences, 0).pvalue, stats.wilcoxon(differences).pvalue
-    if not np.ptp(differences):  # no variance to test with
-        t_test, wilcoxon = (math.nan, wilcoxon) if differences[0] else (1.0, 1.0)
+        t_test = stats.ttest_1samp(differences, 0).pvalue if np.ptp(differences) else math.nan  # no variance
+        wilcoxon = stats.wilcoxon(differences).pvalue
     return Comparison(*counts, float(differences.mean()), *interval(differences), float(t_test), float(wilcoxon))
 
 
