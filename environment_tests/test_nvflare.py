@@ -138,6 +138,13 @@ def test_no_message_and_no_file_elsewhere_names_a_sites_patient_or_folder(federa
         assert not [file for file in files for word in words if word.encode() in file.read_bytes()]
 
 
+def test_the_best_network_is_the_mean_that_the_sites_measured_best(federation):
+    measured = weights_of(
+        messages(federation, "sent")[-1]
+    )  # NVFLARE leaves out the first round; the second is the last
+    assert_same(saved(federation, "best_FL_global_model.pt"), measured)
+
+
 def test_the_servers_network_is_one_of_the_bundles(federation, request):
     configs = ["configs/train.json", str(federation / "tiny.json")]
     bundle = str(BUNDLES / request.node.callspec.params["federation"])

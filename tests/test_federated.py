@@ -104,11 +104,12 @@ def with_server(monkeypatch, weights: dict[str, torch.Tensor]) -> list[SimpleNam
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:executing the bundle config")  # MONAI's, on what a server may run at a site
-def test_a_site_sends_its_weights_one_dice_and_its_steps_and_refuses_to_begin_twice(tmp_path, monkeypatch):
+@pytest.mark.parametrize("overlays", [[], ["configs/direct_segmentation.json"]], ids=["cascade", "perceptor"])
+def test_a_site_sends_its_weights_one_dice_and_its_steps_and_refuses_to_begin_twice(tmp_path, monkeypatch, overlays):
     bundle = str(BUNDLES / "tissnet_vs")
     (tmp_path / "here.json").write_text(json.dumps(TINY | write_site("here", "tissnet_vs", tmp_path, training=2)))
-    start = new_network(bundle, ["configs/train.json", str(tmp_path / "here.json")]).state_dict()
-    configs = ("configs/train.json", f"{tmp_path}/{{site}}.json")
+    start = new_network(bundle, ["configs/train.json", *overlays, str(tmp_path / "here.json")]).state_dict()
+    configs = ("configs/train.json", *overlays, f"{tmp_path}/{{site}}.json")
     sent = with_server(monkeypatch, start)
     train_at_site(bundle, *configs)
     (message,) = sent
