@@ -1,7 +1,7 @@
 # make demo: the whole system on a simulated cohort.  make test: all tests.  make bench: timings.
 # make stress: the tests of faults in full, for hours rather than minutes.
 # make coverage: make test, with the lines and branches that it does not reach.
-# make package-test, label-test, deploy-test: what needs an environment of its own.
+# make package-test, label-test, deploy-test, federated-test: what needs an environment of its own.
 # make weights GLIOMAS=folder CONTOURS=folder: train what the bundles ship.
 # Each sets up what it needs in .venv; `make clean` removes it.
 
@@ -10,7 +10,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-fast stress coverage bench weights package-test label-test deploy-test clean
+.PHONY: demo test test-fast stress coverage bench weights package-test label-test deploy-test federated-test clean
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -45,6 +45,9 @@ label-test: .venv-label/ready # a real MONAI Label server, in its own environmen
 deploy-test: .venv-deploy/ready # MONAI Deploy's operator, in its own environment
 	.venv-deploy/bin/python -m pytest tests/test_export.py -k deploy
 
+federated-test: .venv-federated/ready # NVFLARE's simulator with two sites, in its own environment
+	.venv-federated/bin/python -m pytest environment_tests/test_nvflare.py
+
 .venv-label/ready: environment_tests/label_requirements.txt
 	$(PYTHON) -m venv .venv-label
 	.venv-label/bin/python -m pip install --quiet --requirement $<
@@ -55,6 +58,11 @@ deploy-test: .venv-deploy/ready # MONAI Deploy's operator, in its own environmen
 	.venv-deploy/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[deploy]" pytest
 	@touch $@
 
+.venv-federated/ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-federated
+	.venv-federated/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[federated]" pytest
+	@touch $@
+
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV), a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
@@ -62,4 +70,4 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-label .venv-deploy demo
+	rm -rf $(VENV) .venv-label .venv-deploy .venv-federated demo

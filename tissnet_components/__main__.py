@@ -9,6 +9,7 @@ from tissnet_components.cascade import compact
 from tissnet_components.datasets.brats import prepare_brats
 from tissnet_components.datasets.phantom import phantom
 from tissnet_components.datasets.vestibular import prepare_vs
+from tissnet_components.federated import federate
 from tissnet_components.package import package, verify
 from tissnet_components.report.html import report
 from tissnet_components.segment import segment
@@ -20,6 +21,7 @@ COMMANDS = {
     "prepare_vs": prepare_vs,
     "segment": segment,
     "study": study,
+    "federate": federate,
     "report": report,
     "compact": compact,
     "package": package,
