@@ -21,11 +21,13 @@ REFERENCE = {
     "train::update::_target_": "benchmarks.reference.PlainUpdate",
 }
 OWN = {"perceptor": "$@perceptor_def.to(memory_format=@memory_format)"}  # untrained
+BEST = OWN | {"precision": best_precision(torch.device("cpu"))}
 VARIANTS = {
     "reference": REFERENCE,
     "one cascade, no unused gradients": OWN | {"memory_format": "$torch.contiguous_format"},
     "channels last": OWN,
-    "best precision (package)": OWN | {"precision": best_precision(torch.device("cpu"))},
+    "best precision (package)": BEST,
+    "checkpointing": BEST | {"checkpointing": True},
 }
 
 

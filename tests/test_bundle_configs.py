@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,17 @@ def test_direct_segmentation_takes_any_input(model_name, input_keys):
     assert network(torch.zeros(1, sum(channels[key] for key in input_keys), 16, 16, 4)).shape == (1, 1, 16, 16, 4)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_reaches_every_level_of_the_network_and_the_perceptor(settings, checkpointing):
+    parser = parse("train", **settings, checkpointing=checkpointing)
+    update = parser.get_parsed_content("train::update")
+    networks = (update.network.generator, update.network.segmentor, update.loss_function.perceptibility.perceptor)
+    parts = [part for network in networks for part in (network.encoder, *network.decoders.values())]
+    levels = [level for part in parts for level in part.levels]
+    assert len(levels) == 2 * (5 + 2 * 4) + 5 + 4
+    assert all(isinstance(level.forward, partial) == checkpointing for level in levels)
+
+
 def train_one_patch(parser: ConfigParser) -> dict[str, torch.Tensor]:
     """The losses of one patch with a tumor; every part of the training is built."""
     inferer, loss_function = (parser.get_parsed_content(name) for name in ("train::inferer", "loss_function"))
@@ -272,6 +284,44 @@ def test_the_cache_holds_prepared_volumes_and_each_epoch_draws_new_patches(setti
     assert len({float(draw["image"].sum()) for draw in draws}) > 1
 
 
+def contents(item: dict) -> dict:
+    """A copy of what a cached case holds: voxels, and what is known of them."""
+    tensors = {key: value for key, value in item.items() if isinstance(value, torch.Tensor)}
+    meta = {key: (str(value.meta), str(value.applied_operations)) for key, value in tensors.items()}
+    return {"values": {key: value.as_tensor().clone() for key, value in tensors.items()}, "meta": meta}
+
+
+def test_the_cache_is_compact_and_no_draw_changes_it(settings):
+    dataset = parse("train", "strong_augmentation", **settings).get_parsed_content("train::dataset")
+    item = dataset._cache[0]
+    kept = sum(value.nbytes for value in item.values() if isinstance(value, torch.Tensor))
+    assert kept <= 0.7 * 4 * sum(item[key].numel() for key in ("image", "target", "label"))
+    before = contents(item)
+    for _ in range(10):
+        dataset[0]
+    after = contents(item)
+    assert after["meta"] == before["meta"]
+    torch.testing.assert_close(after["values"], before["values"], rtol=0, atol=0)
+
+
+def test_patches_are_those_of_the_whole_volumes_up_to_half_precision(settings):
+    """The centres drawn, as MONAI draws them where nothing is computed beforehand."""
+    parser = parse("train", **settings)
+    plain = parse("train", **settings)
+    steps = plain["augmentation"]["transforms"]
+    crop = next(step for step in steps if step["_target_"] == "RandCropByPosNegLabeld")
+    del crop["fg_indices_key"], crop["bg_indices_key"]
+    crop |= {"image_key": "image", "image_threshold": -1}
+    steps[:] = [step for step in steps if step["_target_"] not in ("FgBgToIndicesd", "CastToTyped")]
+    case = parser.get_parsed_content("train::data")[0]
+    ours, theirs = (each.get_parsed_content("train::preprocessing").set_random_state(7) for each in (parser, plain))
+    for _ in range(4):
+        (patch,), (expected,) = ours(case), theirs(case)
+        assert patch["label"].dtype == torch.float32
+        for key in ("image", "target", "label"):
+            torch.testing.assert_close(patch[key], expected[key], rtol=0, atol=2**-12)
+
+
 def test_patches_stay_aligned_and_half_of_them_hold_tumor(settings):
     dataset = parse("train", **settings | {"patch_size": [16, 16, 4]}).get_parsed_content("train::dataset")
     draws = [dataset[index % 3][0] for index in range(60)]
@@ -285,11 +335,11 @@ def test_patches_stay_aligned_and_half_of_them_hold_tumor(settings):
 def test_patches_without_tumor_are_taken_from_the_brain(settings):
     parser = parse("train", **settings | {"patch_size": [4, 4, 2]})
     crop = next(t for t in parser["augmentation"]["transforms"] if t["_target_"] == "RandCropByPosNegLabeld")
-    parser["crop"] = crop | {"pos": 0, "num_samples": 20}
+    crop |= {"pos": 0, "num_samples": 20}
     brain = torch.full((1, 20, 20, 8), -1.0)
     brain[:, 8:12, 8:12, 3:5] = 0
     zeros = torch.zeros_like(brain)
-    patches = parser.get_parsed_content("crop")({"image": brain, "target": brain, "label": zeros})
+    patches = parser.get_parsed_content("augmentation")({"image": brain, "target": brain, "label": zeros})
     assert all(bool((patch["image"] > -1).any()) for patch in patches)
 
 

@@ -8,10 +8,11 @@ from monai.engines import Trainer
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
+from tissnet_components.comparators.uagan import Uagan
 from tissnet_components.handlers import losses_of
 from tissnet_components.inference import CascadeInferer, FittedWindowInferer, best_precision
 from tissnet_components.losses import TERMS, DiscriminatorLoss, TissNetLoss
-from tissnet_components.training import AdversarialUpdate, constant_then_linear, step
+from tissnet_components.training import AdversarialUpdate, checkpoint_levels, constant_then_linear, step
 from tissnet_components.unet25d import UNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
@@ -256,6 +257,89 @@ def test_bfloat16_learns_too(network, perceptor, discriminators, batch):
     outputs = train(adversarial_update(network, perceptor, discriminators, precision="bfloat16"), larger, iterations=8)
     assert outputs[-1][0]["loss"] < 0.9 * outputs[0][0]["loss"]
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def states(update):
+    names = ("network", "discriminators", "optimizer", "discriminator_optimizer")
+    return {name: getattr(update, name).state_dict() for name in names}
+
+
+def test_checkpointing_changes_no_loss_no_weight_and_no_running_statistic(update, batch):
+    other = copy.deepcopy(update)
+    checkpoint_levels(other.network, other.loss_function)
+    plain, checkpointed = (train_each(each, [batch] * 3) for each in (update, other))
+    assert [losses_of(output) for output in checkpointed] == [losses_of(output) for output in plain]
+    torch.testing.assert_close(states(other), states(update), rtol=0, atol=0)
+    assert other.network.generator.encoder.levels[0][1].num_batches_tracked == 3
+
+
+def kept_for_the_gradient(update, sample):
+    """Bytes of what the cascade and its loss keep, and whether that needs gradients."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        maps = update.inferer(sample.source, update.network)
+        update.loss_function(maps, *sample)["loss"].backward()
+    return sum(kept.values())
+
+
+def test_checkpointing_keeps_less(update, sample):
+    plain = kept_for_the_gradient(update, sample)
+    checkpoint_levels(update.network, update.loss_function)
+    assert kept_for_the_gradient(update, sample) < 0.5 * plain
+
+
+def test_a_level_in_eval_mode_is_so_again_when_it_is_computed_anew(sample):
+    gradients = []
+    for prepare in (lambda _: None, checkpoint_levels):
+        torch.manual_seed(0)
+        network, image = UNet25D(3, WIDTHS), sample.source.clone().requires_grad_()
+        prepare(network)
+        maps = network.eval()(image)
+        network.train()
+        maps.sum().backward()
+        assert network.encoder.levels[0].training
+        gradients.append(image.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_a_level_that_two_encoders_share_is_computed_anew_once_for_each(sample):
+    uagan, runs = Uagan(3, WIDTHS), []
+    checkpoint_levels(uagan)
+    uagan.encoder.levels[-1][0].register_forward_hook(lambda *_: runs.append("shared"))
+    sum(value.sum() for value in uagan.cascade(sample.source).values()).backward()
+    assert len(runs) == 2 + 2
+
+
+def test_without_gradients_a_level_keeps_its_maps_and_is_computed_once(network, sample):
+    expected, runs = network.eval().cascade(sample.source), []
+    checkpoint_levels(network)
+    network.generator.encoder.levels[0][0].register_forward_hook(lambda *_: runs.append("first"))
+    with torch.no_grad():
+        torch.testing.assert_close(network.cascade(sample.source), expected, rtol=0, atol=0)
+    assert runs == ["first"]
+
+
+def test_the_output_keeps_nothing_of_the_graph(update, batch):
+    outputs = []
+    trainer = Trainer(torch.device("cpu"), 1, [batch], iteration_update=update, decollate=False)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
+    trainer.run()
+    pred = outputs[0].pop("pred")
+    assert not any(value.requires_grad for value in (*pred.values(), *outputs[0].values()))
+
+
+def test_the_last_iterations_gradients_are_gone_before_the_cascade(update, batch):
+    seen = []
+    update.network.generator.register_forward_pre_hook(
+        lambda *_: seen.append(without_gradients(update.network) and without_gradients(update.discriminators))
+    )
+    train(update, batch, iterations=2)
+    assert seen == [True, True]
 
 
 def test_direct_segmentation_needs_no_discriminators(batch):

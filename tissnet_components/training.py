@@ -1,8 +1,9 @@
 """One adversarial iteration, and the learning-rate schedule."""
 
 import logging
-from collections.abc import Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -13,8 +14,10 @@ from monai.inferers import Inferer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
 from tissnet_components.distributed import average_gradients, mean_over_processes
+from tissnet_components.unet25d import Decoder25D, Encoder25D
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class AdversarialUpdate:
         on_non_finite: what to do with a batch whose loss or gradient is NaN or infinite. ``stop`` the training, so that
             the last checkpoint stays good; or ``skip`` the step, keep the statistics of batch norm, and go on.
             Gradients that overflow float16 are the scalers' matter.
+        checkpointing: less memory, more time, the same numbers: see `checkpoint_levels`.
 
     Raises:
         ValueError: another ``on_non_finite``.
@@ -59,6 +63,7 @@ class AdversarialUpdate:
         scaler: torch.amp.GradScaler | None = None,
         discriminator_scaler: torch.amp.GradScaler | None = None,
         on_non_finite: str = "stop",
+        checkpointing: bool = False,
     ) -> None:
         if on_non_finite not in ON_NON_FINITE:
             raise ValueError(f"on_non_finite is {on_non_finite!r}; choose one of {', '.join(ON_NON_FINITE)}")
@@ -72,12 +77,16 @@ class AdversarialUpdate:
         self.discriminator_optimizer = discriminator_optimizer
         self.scaler = scaler or torch.amp.GradScaler(enabled=False)
         self.discriminator_scaler = discriminator_scaler or torch.amp.GradScaler(enabled=False)
+        if checkpointing:
+            checkpoint_levels(network, loss_function)
 
     def __call__(self, engine: Trainer, batchdata: dict[str, Any]) -> dict[str, Any]:
         source, target, label = (
             batchdata[key].to(engine.state.device, non_blocking=engine.non_blocking).as_tensor()
             for key in ("image", "target", "label")
         )
+        for optimizer in filter(None, (self.optimizer, self.discriminator_optimizer)):
+            optimizer.zero_grad(set_to_none=True)  # the cascade has room for its activations instead
         self.network.train()
         statistics = [(buffer, buffer.clone()) for buffer in self._buffers()] if self.on_non_finite == "skip" else []
         maps = self.inferer(source, self.network)
@@ -92,6 +101,7 @@ class AdversarialUpdate:
             losses = {}
             for buffer, value in statistics:
                 buffer.copy_(value)
+        maps, losses = ({name: value.detach() for name, value in values.items()} for values in (maps, losses))
         losses = mean_over_processes(losses)
         engine.state.output = {"image": source, "target": target, "label": label, "pred": maps, **losses}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -180,6 +190,35 @@ def frozen(parameters: Iterable[nn.Parameter]):
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def checkpoint_levels(*modules: nn.Module) -> None:
+    """Let every level of every U-Net in these keep its input alone, and compute what is between anew for the gradient.
+
+    The second time, dropout draws the same, batch norm's running statistics stay, and a level that was in eval mode,
+    such as the perceptor's, is so again.
+    """
+    for part in nn.ModuleList(modules).modules():
+        if isinstance(part, (Encoder25D, Decoder25D)):
+            for level in part.levels:
+                contexts = partial(_first_and_second_time, level)
+                level.forward = partial(checkpoint, level.forward, use_reentrant=False, context_fn=contexts)
+
+
+def _first_and_second_time(level: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), _again(level, level.training)
+
+
+@contextmanager
+def _again(level: nn.Module, training: bool) -> Iterator[None]:
+    now, statistics = level.training, [(buffer, buffer.clone()) for buffer in level.buffers()]
+    level.train(training)
+    try:
+        yield
+    finally:  # PyTorch leaves by an exception as soon as it has what it needs
+        level.train(now)
+        for buffer, value in statistics:
+            buffer.copy_(value)
 
 
 def constant_then_linear(optimizer: Optimizer, epochs: int, constant_epochs: int) -> LambdaLR:
