@@ -116,6 +116,22 @@ def at_random(forks: Forks, length: int, seed: int) -> Iterator[Moment]:
         yield wait
 
 
+def as_files_appear(folder: Path, most: int, chance: random.Random) -> Iterator[Moment]:
+    """Endless moments, each just after a random number of further files, at most some, has appeared below a folder."""
+
+    def count() -> int:
+        return sum(len(files) for _, _, files in os.walk(folder))
+
+    def wait(process: int) -> None:
+        enough = count() + chance.randrange(most)
+        while alive(process) and count() < enough:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+
+    while True:
+        yield wait
+
+
 def while_writing(folder: Path, pattern: str, skip: int = 0) -> Moment:
     """The moment when a file is half written, after skipping some of them; ``pattern`` has {} for the process."""
 
@@ -268,15 +284,15 @@ def preparing(tmp_path_factory) -> Iterator[Forks]:
 )
 def test_data_prepared_by_a_command_killed_at_any_moment_are_the_same_bytes(preparing, name, kind, wanted, tmp_path):
     command, *files = PREPARATIONS[name]
-    ended = preparing("tissnet_components", *command.format(tmp_path / "whole").split())
-    assert ended.succeeded
+    assert preparing("tissnet_components", *command.format(tmp_path / "whole").split()).succeeded
     expected, kills, runs = visible(tmp_path / "whole"), 0, 0
     assert sum(file.endswith(".nii.gz") for file in expected) in (3 * 5, 3 * 4, 2 * 3)
-    chance = at_random(preparing, len(ended.printed), seed=len(name))
+    chance = random.Random(name)
     while kills < wanted:
         runs += 1
         out = tmp_path / str(runs)
-        moments = chance if kind == "at random" else (while_writing(out, file) for file in files)
+        halves = (while_writing(out, file) for file in files)
+        moments = as_files_appear(out, len(expected), chance) if kind == "at random" else halves
         checked = (checking(moment, out, expected) for moment in moments)
         arguments = command.format(out).split()
         kills += kill_until_done(preparing, ["tissnet_components", *arguments], checked, WRITE_SLOWLY)
