@@ -200,7 +200,9 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
     try:
         tags = [*GEOMETRY, *PIXELS, "PixelData"]
         header = import_pydicom().dcmread(file, specific_tags=tags)
-        samples, allocated, stored, frames = (int(header.get(tag) or 1) for tag in PIXELS)
+        samples, allocated, stored, frames = (
+            int(1 if header.get(tag) is None else header[tag].value) for tag in PIXELS
+        )
         found = {tag: header[tag].value for tag in GEOMETRY if header.get(tag) is not None}
         geometry = {tag: np.array(value, dtype=float).reshape(-1) for tag, value in found.items()}
         pixels = header.get(0x7FE00010)  # by number, which gives the element rather than its value
@@ -208,7 +210,7 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
         raise BadCase(f"{file} has a damaged header ({type(error).__name__}); export the series again") from error
     if frames > 1:
         raise BadCase(f"{file} holds {frames} frames; export it as one file per slice, or as NIfTI")
-    if samples > 1 or stored > allocated:
+    if samples != 1 or not 0 < stored <= allocated:
         raise BadCase(
             f"{file} says that {stored} bits of {allocated} are used, {samples} times per pixel; export it again as "
             f"grey values"
