@@ -203,6 +203,22 @@ def test_a_single_slice_a_multi_frame_file_and_a_slice_without_place_are_refused
             read_series(the_only(tmp_path / folder))
 
 
+@pytest.mark.parametrize(("tag", "value"), [("BitsStored", 0), ("BitsStored", 17), ("SamplesPerPixel", 0)])
+def test_a_slice_whose_header_cannot_describe_its_pixels_is_refused(tmp_path, tag, value):
+    items = slices_of(volume())
+    setattr(items[2], tag, value)
+    save_all(items, tmp_path)
+    with pytest.raises(BadCase, match=r"1-003.dcm says that \d+ bits of 16 are used, \d times per pixel"):
+        read_series(the_only(tmp_path))
+
+
+def test_a_number_of_frames_that_is_left_empty_is_one(tmp_path):
+    items = slices_of(volume())
+    items[2].NumberOfFrames = ""
+    save_all(items, tmp_path)
+    assert read_series(the_only(tmp_path)).shape == volume().shape
+
+
 def test_what_is_no_image_is_refused(tmp_path):
     items = slices_of(volume())
     for item in items:

@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from tissnet_components.files import write_whole
+from tissnet_components.files import files_below, write_whole
 
 
 def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
@@ -8,3 +10,26 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match=r"report.html cannot be written \(Is a directory\)"):
         write_whole(tmp_path / "report.html", b"page")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_files_are_found_once_at_any_depth_and_hidden_ones_not(tmp_path):
+    for name in ("b/2", "b/1", "a", ".hidden/3", "b/.4"):
+        write_whole(tmp_path / name, b"")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in files_below(tmp_path)] == ["a", "b/1", "b/2"]
+
+
+def test_a_folder_that_is_none_or_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"nowhere is not a folder; give the folder"):
+        list(files_below(tmp_path / "nowhere"))
+    locked, scandir = tmp_path / "locked", os.scandir
+    locked.mkdir()
+
+    def refuse(folder):
+        if os.fspath(folder) == str(locked):
+            raise PermissionError(13, "Permission denied", str(locked))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"locked cannot be listed \(Permission denied\); make it readable"):
+        list(files_below(tmp_path))

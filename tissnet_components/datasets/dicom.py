@@ -200,9 +200,8 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
     try:
         tags = [*GEOMETRY, *PIXELS, "PixelData"]
         header = import_pydicom().dcmread(file, specific_tags=tags)
-        samples, allocated, stored, frames = (
-            int(1 if header.get(tag) is None else header[tag].value) for tag in PIXELS
-        )
+        values = [header.get(tag) for tag in PIXELS]
+        samples, allocated, stored, frames = (1 if value in (None, "") else int(value) for value in values)
         found = {tag: header[tag].value for tag in GEOMETRY if header.get(tag) is not None}
         geometry = {tag: np.array(value, dtype=float).reshape(-1) for tag, value in found.items()}
         pixels = header.get(0x7FE00010)  # by number, which gives the element rather than its value
