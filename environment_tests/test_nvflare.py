@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_copies import BUNDLES, NAMES
-from hospitals import SITES, TINY, write_site
+from hospitals import SETTINGS, SITES, write_site
 
 from tissnet_components.cascade import load_weights
 from tissnet_components.federated import federate, new_network
@@ -48,7 +48,7 @@ def federation(request, tmp_path_factory) -> Iterator[Path]:
     bundle, folder = request.param, tmp_path_factory.mktemp(request.param)
     for site, training in zip(SITES, (1, 2), strict=True):
         (folder / f"{site}.json").write_text(json.dumps(write_site(site, bundle, folder, training)))
-    (folder / "tiny.json").write_text(json.dumps(TINY))
+    (folder / "tiny.json").write_text(json.dumps(SETTINGS))
     configs = ["configs/train.json", str(folder / "tiny.json")]
     network = new_network(str(BUNDLES / bundle), configs)
     weights = None

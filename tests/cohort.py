@@ -8,6 +8,13 @@ import numpy as np
 
 SHAPE = (40, 36, 20)
 SECTIONS = {"training": 3, "validation": 1, "test": 2}
+TINY = {  # settings of a bundle's configs that fit patients of 32 x 32 x 12 voxels
+    "widths": [2, 2, 2, 2, 2],
+    "patch_size": [32, 32, 8],
+    "box_size": [32, 32, 12],
+    "spacing_mm": [1.0, 1.0, 1.0],
+    "discriminator_channels": 2,
+}
 BRIGHTNESS = {"t1": 80, "t1ce": 120, "t2": 200, "flair": 260}  # of the tumor; the head is 100 in every modality
 
 

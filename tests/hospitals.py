@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
-from cohort import write_case, write_datalist
+from cohort import TINY, write_case, write_datalist
 
 SITES = ("here", "there")
-TINY = {
-    "widths": [2, 2, 2, 2, 2],
-    "patch_size": [32, 32, 8],
-    "box_size": [32, 32, 12],
-    "spacing_mm": [1.0, 1.0, 1.0],
-    "discriminator_channels": 2,
+SETTINGS = TINY | {
     "val_interval": 1,
     "batch_size": 1,
     "learning_rate": 0.01,

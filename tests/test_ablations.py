@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cohort import write_case, write_datalist
+from cohort import TINY, write_case, write_datalist
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 from test_bundle_configs import references, unknown_ids
@@ -27,15 +27,7 @@ OVERLAYS = sorted(
     for folder in ("ablations", "comparators")
     for file in (ROOT / "bundles/tissnet_brats/configs" / folder).glob("*.json")
 )
-TINY = {
-    "widths": [2, 2, 2, 2, 2],
-    "patch_size": [32, 32, 8],
-    "box_size": [32, 32, 12],
-    "spacing_mm": [1.0, 1.0, 1.0],
-    "discriminator_channels": 2,
-    "epochs": 1,
-    "vgg_weights": "untrained",
-}
+SETTINGS = TINY | {"epochs": 1, "vgg_weights": "untrained"}
 SYNTHESIS = {"global_l1", "global_adversarial"}
 TUMOR = {"tumor_l1", "tumor_adversarial"}
 GENERATOR = {*SYNTHESIS, *TUMOR, "perceptibility", "coarse"}
@@ -119,7 +111,7 @@ def settings(bundle, tmp_path_factory) -> dict[str, object]:
     datalist = json.loads((folder / "datalist.json").read_text()) | {"sources": SOURCES[bundle]}
     (folder / "datalist.json").write_text(json.dumps(datalist))
     folders = {"dataset_dir": folder, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
-    return {**TINY, **{name: str(path) for name, path in folders.items()}}
+    return {**SETTINGS, **{name: str(path) for name, path in folders.items()}}
 
 
 def test_every_table_is_there_and_every_overlay_has_a_row():
@@ -169,7 +161,7 @@ def test_a_row_has_the_losses_that_its_table_ticks(bundle, name):
     ],
 )
 def test_the_segmentor_sees_what_its_table_says(name, inputs, channels):
-    network = parse("brats", "train", *CONFIGS[name], **TINY).get_parsed_content("network_def")
+    network = parse("brats", "train", *CONFIGS[name], **SETTINGS).get_parsed_content("network_def")
     assert network.segmentor_inputs == inputs
     assert network.segmentor.encoder.levels[0][0].in_channels == channels
 

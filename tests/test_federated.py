@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bundle_copies import BUNDLES
-from hospitals import SITES, TINY, write_site
+from hospitals import SETTINGS, SITES, write_site
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -27,7 +27,7 @@ def untouched_interpreter(monkeypatch):
 
 def site(name: str, bundle: str, folder: Path) -> MonaiAlgo:
     """A hospital with two patients of its own, one to train and one to validate."""
-    settings = TINY | write_site(name, bundle, folder)
+    settings = SETTINGS | write_site(name, bundle, folder)
     algorithm = MonaiAlgo(
         str(BUNDLES / bundle),
         send_weight_diff=False,
@@ -107,7 +107,7 @@ def with_server(monkeypatch, weights: dict[str, torch.Tensor]) -> list[SimpleNam
 @pytest.mark.parametrize("overlays", [[], ["configs/direct_segmentation.json"]], ids=["cascade", "perceptor"])
 def test_a_site_sends_its_weights_one_dice_and_its_steps_and_refuses_to_begin_twice(tmp_path, monkeypatch, overlays):
     bundle = str(BUNDLES / "tissnet_vs")
-    (tmp_path / "here.json").write_text(json.dumps(TINY | write_site("here", "tissnet_vs", tmp_path, training=2)))
+    (tmp_path / "here.json").write_text(json.dumps(SETTINGS | write_site("here", "tissnet_vs", tmp_path, training=2)))
     start = new_network(bundle, ["configs/train.json", *overlays, str(tmp_path / "here.json")]).state_dict()
     configs = ("configs/train.json", *overlays, f"{tmp_path}/{{site}}.json")
     sent = with_server(monkeypatch, start)
@@ -141,7 +141,7 @@ def test_a_job_has_one_path_for_all_sites_and_is_made_from_any_folder(tmp_path, 
 
 
 def test_new_networks_of_one_config_are_equal(tmp_path):
-    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    (tmp_path / "tiny.json").write_text(json.dumps(SETTINGS))
     configs = ["configs/train.json", str(tmp_path / "tiny.json")]
     one, two = (flat(new_network(str(BUNDLES / "tissnet_vs"), configs).state_dict()) for _ in range(2))
     assert torch.equal(one, two)
