@@ -9,14 +9,12 @@ from tissnet_components.datasets.simulated_skull_base import (
     LABEL,
     TISSUES,
     Canvas,
-    Ellipsoid,
     Grid,
-    Tube,
     atlas_frame,
     posterior_wall,
-    ring,
     skull_base,
 )
+from tissnet_components.datasets.solids import Ellipsoid
 
 GRID = Grid((136, 80, 40), (0.82, 0.82, 1.5))
 
@@ -40,25 +38,6 @@ def tissue_at(anatomy, place) -> str:
 def tissues_within(anatomy, place, radius_mm) -> set[str]:
     gap = sum((anatomy.position[axis] - place[axis]) ** 2 for axis in range(3))
     return {TISSUES[label] for label in np.unique(anatomy.labels[gap < radius_mm**2])}
-
-
-def test_an_ellipsoid_is_as_deep_as_its_smallest_radius_and_ends_at_its_surface():
-    solid = Ellipsoid((1, 2, 3), (4, 2, 3))
-    depth = solid.depth(points((1, 2, 3), (5, 2, 3), (1, 4, 3), (1, 2, 9)))
-    np.testing.assert_allclose(depth.ravel(), [2, 0, 0, -2], atol=1e-6)
-
-
-def test_depth_in_a_tube_is_the_radius_less_the_distance_from_its_axis():
-    tube = Tube([(0, 0, 0), (10, 0, 0)], [2, 4])
-    depth = tube.depth(points((0, 0, 0), (5, 0, 0), (5, 4, 0), (13, 4, 0)))
-    np.testing.assert_allclose(depth.ravel(), [2, 3, -1, -1], atol=1e-6)  # the last: 5 mm from the far end
-
-
-def test_a_ring_closes_and_its_middle_is_free():
-    circle = ring((0, 0, 0), 3, (0, 1), 0.5)
-    np.testing.assert_allclose(circle.path[0], circle.path[-1], atol=1e-9)
-    depth = circle.depth(points((3, 0, 0), (0, -3, 0), (0, 0, 0)))
-    assert depth.ravel()[:2] == pytest.approx(0.5, abs=1e-5) and depth.ravel()[2] < -2
 
 
 def test_a_solid_is_painted_where_it_is_and_only_over_what_is_allowed():

@@ -19,6 +19,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from tissnet_components.datasets.simulated_brain import ATLAS_ORIGIN, ATLAS_PER_BRAIN, load_atlas, smooth_field
+from tissnet_components.datasets.solids import Ellipsoid, Solid, Tube, column, ring
 
 SPACING_MM = (0.41, 0.41, 1.5)
 SHAPE = (272, 160, 40)
@@ -93,78 +94,6 @@ def look_up(volume: np.ndarray, position: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(volume, [right, anterior, np.maximum(superior, 4)], order=1)
 
 
-@dataclass(frozen=True)
-class Ellipsoid:
-    centre: Sequence[float]
-    radii: Sequence[float]
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.subtract(self.centre, self.radii), np.add(self.centre, self.radii)
-
-    def depth(self, position: np.ndarray) -> np.ndarray:
-        """About the distance below the surface in mm, negative outside."""
-        scaled = (position - _column(self.centre)) / _column(self.radii)
-        return (1 - np.sqrt((scaled**2).sum(0))) * np.float32(min(self.radii))
-
-    def moved(self, move) -> Ellipsoid:
-        return replace(self, centre=move(np.array(self.centre, float)))
-
-
-@dataclass(frozen=True)
-class Tube:
-    """A chain of capsules; one radius, or one per point of the path."""
-
-    path: Sequence[Sequence[float]]
-    radius: float | Sequence[float]
-
-    @property
-    def radii(self) -> np.ndarray:
-        return np.broadcast_to(self.radius, len(self.path))
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        margin = self.radii.max()
-        return np.min(self.path, 0) - margin, np.max(self.path, 0) + margin
-
-    def depth(self, position: np.ndarray) -> np.ndarray:
-        """Distance below the surface in mm, negative outside."""
-        path, radii = np.float32(self.path), np.float32(self.radii)
-        parts = (_capsule_depth(position, path[i], path[i + 1], radii[i], radii[i + 1]) for i in range(len(path) - 1))
-        deepest = next(parts)
-        for part in parts:
-            np.maximum(deepest, part, out=deepest)
-        return deepest
-
-    def moved(self, move) -> Tube:
-        return replace(self, path=[move(np.array(point, float)) for point in self.path])
-
-
-Solid = Ellipsoid | Tube
-
-
-def _column(vector: Sequence[float]) -> np.ndarray:
-    return np.float32(vector).reshape(3, 1, 1, 1)
-
-
-def _capsule_depth(position, start, end, start_radius, end_radius) -> np.ndarray:
-    along = end - start
-    relative = position - _column(start)
-    share = sum(relative[k] * along[k] for k in range(3)) / np.float32(along @ along)
-    share = np.clip(share, 0, 1)
-    gap = np.sqrt(sum((relative[k] - share * along[k]) ** 2 for k in range(3)))
-    return start_radius + share * (end_radius - start_radius) - gap
-
-
-def ring(centre: Sequence[float], radius: float, axes: tuple[int, int], thickness: float) -> Tube:
-    """A closed tube around `centre` in the plane of two axes: a semicircular canal, a turn of the cochlea."""
-    angles = np.linspace(0, 2 * np.pi, 9)
-    path = np.tile(np.array(centre, float), (9, 1))
-    path[:, axes[0]] += radius * np.cos(angles)
-    path[:, axes[1]] += radius * np.sin(angles)
-    return Tube(path, thickness)
-
-
 @dataclass
 class Canvas:
     """Labels of one patient under construction: solids are painted one over the other."""
@@ -177,7 +106,7 @@ class Canvas:
 
     def box(self, bounds: tuple[np.ndarray, np.ndarray]) -> Box:
         """Voxels that may lie inside the bounds, found on every eighth voxel."""
-        low, high = (_column(bound) for bound in bounds)
+        low, high = (column(bound) for bound in bounds)
         coarse = self.position[:, ::8, ::8, ::2]
         found = np.argwhere(((coarse > low - 4) & (coarse < high + 4)).all(0))
         if not len(found):

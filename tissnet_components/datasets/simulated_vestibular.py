@@ -36,13 +36,12 @@ from tissnet_components.datasets.simulated_skull_base import (
     LABEL,
     TISSUES,
     Anatomy,
-    Ellipsoid,
     Grid,
-    Tube,
     atlas_frame,
     posterior_wall,
     skull_base,
 )
+from tissnet_components.datasets.solids import Ellipsoid, Tube
 
 MRSequence = Callable[..., Value]
 Contours = list[np.ndarray]  # polygons (N, 3), LPS mm
