@@ -12,11 +12,13 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_files_are_found_once_at_any_depth_and_hidden_ones_not(tmp_path):
-    for name in ("b/2", "b/1", "a", ".hidden/3", "b/.4"):
+def test_files_are_found_once_at_any_depth_through_links_too_and_hidden_ones_not(tmp_path):
+    root = tmp_path / "root"
+    for name in ("root/b/2", "root/b/1", "root/a", "root/.hidden/3", "root/b/.4", "elsewhere/5"):
         write_whole(tmp_path / name, b"")
-    (tmp_path / "b" / "loop").symlink_to(tmp_path)
-    assert [str(file.relative_to(tmp_path)) for file in files_below(tmp_path)] == ["a", "b/1", "b/2"]
+    (root / "b" / "loop").symlink_to(root)
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    assert [str(file.relative_to(root)) for file in files_below(root)] == ["a", "b/1", "b/2", "c/5"]
 
 
 def test_a_folder_that_is_none_or_cannot_be_listed_is_named(tmp_path, monkeypatch):
