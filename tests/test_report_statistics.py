@@ -36,6 +36,11 @@ def test_the_interval_of_many_values_is_two_standard_errors_wide_on_each_side_an
     assert interval(values) == (low, high)
 
 
+def test_the_order_of_the_cases_changes_nothing():
+    values, reference = cases(0.3, 0.9, 0.4, 0.1, 0.7), cases(0.2, 0.5, 0.6, 0.1, 0.1)
+    assert compare(dict(reversed(values.items())), reference) == compare(values, reference)
+
+
 def test_cases_that_either_lacks_are_left_out_and_the_pairs_counted():
     found = compare(cases(3, math.nan, 5, math.inf), cases(1, 1, 1, 1) | {"other": 9})
     assert (found.pairs, found.difference) == (2, 3)

@@ -38,7 +38,7 @@ def compare(values: Mapping[str, float], reference: Mapping[str, float]) -> Comp
 
     No difference at all has p = 1; differences that are all alike leave the t-test without a p.
     """
-    differences = np.array([values[case] - reference[case] for case in values if case in reference])
+    differences = np.array([values[case] - reference[case] for case in sorted(values) if case in reference])
     differences = differences[np.isfinite(differences)]
     counts = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
     if len(differences) < 2:

@@ -278,9 +278,10 @@ def _notes(layout: Layout, runs: Mapping[str, Run]) -> list[str]:
         found = ", ".join(f"{name} {count}" for name, count in empty.items() if count)
         notes.append(f"Empty predictions: {found}.")
     if layout.reference:
+        aside = ", ".join(label(layout, row) for row in layout.unranked)
         notes.append(
-            f"Bold: best of its column. †: differs from {label(layout, layout.reference)} (paired t-test, p < "
-            f"{SIGNIFICANT} after Holm's correction)."
+            f"Bold: best of its column{aside and f', {aside} aside'}. †: differs from "
+            f"{label(layout, layout.reference)} (paired t-test, p < {SIGNIFICANT} after Holm's correction)."
         )
     return notes + list(dict.fromkeys(METRICS[metric].definition for metric in layout.metrics))
 
