@@ -240,6 +240,19 @@ def test_weights_that_tell_nothing_of_their_images_are_taken(weights):
     load_weights(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": [1, 1, 1]})
 
 
+@pytest.mark.parametrize("told", ["{", "[]", "5", '{"spacing_mm": 2}', '{"percentiles": ["a", "b"]}'])
+def test_a_damaged_file_beside_the_weights_is_named(weights, told):
+    weights.with_suffix(".json").write_text(told)
+    with pytest.raises(ValueError, match=r"perceptor.json does not tell how images were prepared .*remove it"):
+        load_weights(UNet25D(1, WIDTHS), str(weights))
+
+
+def test_what_resumes_a_training_is_not_compacted(tmp_path):
+    torch.save({"network": {}, "epoch": 3}, tmp_path / "model_last.pt")
+    with pytest.raises(ValueError, match=r"model_last.pt holds 'network', which is no tensor; give the weights"):
+        compact(str(tmp_path / "model_last.pt"), str(tmp_path / "out.pt"))
+
+
 def test_the_perceptor_is_frozen(weights):
     perceptor = load_perceptor(UNet25D(1, WIDTHS), str(weights))
     assert not perceptor.training

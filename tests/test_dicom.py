@@ -212,6 +212,15 @@ def test_a_slice_whose_header_cannot_describe_its_pixels_is_refused(tmp_path, ta
         read_series(the_only(tmp_path))
 
 
+@pytest.mark.parametrize(("tag", "value"), [("RescaleSlope", "0"), ("RescaleIntercept", "nan")])
+def test_a_slice_whose_rescaling_leaves_no_image_is_refused(tmp_path, tag, value):
+    items = slices_of(volume())
+    setattr(items[2], tag, value)
+    save_all(items, tmp_path)
+    with pytest.raises(BadCase, match=r"1-003.dcm has RescaleSlope and RescaleIntercept \[.*\], which leave no image"):
+        read_series(the_only(tmp_path))
+
+
 def test_a_number_of_frames_that_is_left_empty_is_one(tmp_path):
     items = slices_of(volume())
     items[2].NumberOfFrames = ""

@@ -1,3 +1,5 @@
+import errno
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +61,35 @@ def test_a_bug_in_this_package_keeps_its_traceback():
     error = caught(lambda: check_same_grid({"file": (1, 2, 3)}))
     assert str(error).startswith("too many values to unpack")
     assert mendable_cause(error) is None
+
+
+def test_a_full_disk_and_a_file_in_the_way_are_mended_by_who_owns_them(tmp_path):
+    (tmp_path / "case").touch()
+    in_the_way = caught(lambda: (tmp_path / "case").mkdir())
+    assert str(mendable_cause(in_the_way)) == (
+        f"{tmp_path / 'case'}: File exists; correct the path or its permissions, then start again"
+    )
+    full = OSError(errno.ENOSPC, "No space left on device")  # as TensorBoard's writer says it, without a name
+    assert str(mendable_cause(full)) == "a file: No space left on device; make room, then start again"
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 4.00 GiB for an array\nwith shape (1024, 1024, 1024)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+    ids=["Python", "NumPy", "PyTorch", "CUDA"],
+)
+def test_too_little_memory_is_said_in_one_sentence(lack):
+    def wrapped_by_monai():
+        raise RuntimeError("applying transform <LoadImageCased>") from lack
+
+    assert re.fullmatch(
+        r"the memory does not suffice \(.+\); close other programs, .+", str(mendable_cause(caught(wrapped_by_monai)))
+    )
 
 
 def test_ctrl_c_says_how_to_go_on(hook, capsys):

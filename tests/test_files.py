@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from tissnet_components.files import files_below, write_whole
+from tissnet_components.files import copy_whole, files_below, write_whole
 
 
 def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
@@ -19,6 +19,19 @@ def test_files_are_found_once_at_any_depth_through_links_too_and_hidden_ones_not
     (root / "b" / "loop").symlink_to(root)
     (root / "c").symlink_to(tmp_path / "elsewhere")
     assert [str(file.relative_to(root)) for file in files_below(root)] == ["a", "b/1", "b/2", "c/5"]
+
+
+def test_a_pipe_is_no_file_and_a_dangling_link_is_one_to_complain_of(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert [file.name for file in files_below(tmp_path)] == ["gone"]
+
+
+def test_a_file_is_copied_whole_and_not_onto_itself(tmp_path):
+    write_whole(tmp_path / "one", b"content")
+    copy_whole(tmp_path / "one", tmp_path / "two")
+    copy_whole(tmp_path / "one", tmp_path / "one")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == b"content"
 
 
 def test_a_folder_that_is_none_or_cannot_be_listed_is_named(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import json
 import random
 import resource
+import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -164,6 +165,13 @@ def test_a_checkpoint_of_another_network_is_refused_and_kept(tmp_path):
     with pytest.raises(ValueError, match=r"model_last.pt does not fit the configured network.*widths"):
         Run(tmp_path, 2, size=2)
     assert (tmp_path / "model_last.pt").read_bytes() == before
+
+
+def test_weights_in_the_place_of_the_last_checkpoint_are_refused(tmp_path):
+    Run(tmp_path, epochs=1, dice=[0.5]).train()
+    shutil.copy(tmp_path / "model.pt", tmp_path / "model_last.pt")
+    with pytest.raises(ValueError, match=r"model_last.pt lacks 'network', so no training can resume from it"):
+        Run(tmp_path, epochs=2)
 
 
 def test_a_damaged_last_checkpoint_is_named(tmp_path):

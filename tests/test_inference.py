@@ -1,5 +1,6 @@
 """Running cohorts and writing what was found; the inferer itself is tested with the cascade."""
 
+import math
 from pathlib import Path
 
 import matplotlib.image
@@ -9,8 +10,11 @@ import pytest
 import torch
 from cohort import oblique_affine, save, write_case, write_datalist
 from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
+from torch import nn
 
 from tissnet_components.inference import (
+    CascadeInferer,
     CheckedCases,
     ChooseMapd,
     SaveImageCased,
@@ -142,12 +146,13 @@ def test_a_file_that_could_not_be_written_whole_leaves_nothing(tmp_path, monkeyp
 
 
 def test_a_file_that_could_not_be_written_leaves_the_former_one(tmp_path, monkeypatch):
-    save(tmp_path / "seg.nii.gz", np.ones((4, 4, 4), np.uint8), np.eye(4))
-    former = (tmp_path / "seg.nii.gz").read_bytes()
-    monkeypatch.setattr(nib, "save", lambda image, file: 1 / 0)
     writer = WholeFileWriter()
     writer.set_data_array(np.zeros((1, 4, 4, 4)), channel_dim=0)
     writer.set_metadata({"affine": np.eye(4)})
+    writer.write(tmp_path / "seg.nii.gz")
+    former = (tmp_path / "seg.nii.gz").read_bytes()
+    writer.set_data_array(np.ones((1, 4, 4, 4)), channel_dim=0)
+    monkeypatch.setattr(nib, "save", lambda image, file: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         writer.write(tmp_path / "seg.nii.gz")
     assert (tmp_path / "seg.nii.gz").read_bytes() == former
@@ -173,6 +178,36 @@ def test_a_map_of_a_sagittal_scan_is_saved_in_its_own_geometry(tmp_path):
     saved = nib.load(tmp_path / "anna" / "anna_seg.nii.gz")
     np.testing.assert_array_equal(saved.dataobj, values[0])
     np.testing.assert_array_equal(saved.affine, sagittal)
+
+
+def test_a_map_is_written_over_a_former_result_and_never_over_an_experts_label(tmp_path):
+    meta = {"case": "anna", "filename_or_obj": "x_t1.nii"}
+    image = MetaTensor(torch.ones(1, 2, 3, 4), affine=torch.eye(4), meta=meta)
+    save, label = SaveImageCased("fine", str(tmp_path), "seg", np.uint8), tmp_path / "anna" / "anna_seg.nii.gz"
+    save({"fine": image})
+    save({"fine": image})
+    nib.save(nib.Nifti1Image(np.full((2, 3, 4), 2, np.uint8), np.eye(4)), label)
+    with pytest.raises(ValueError, match=r"anna_seg.nii.gz is there and is no result of TISS-Net; give another folder"):
+        save({"fine": image})
+    label.write_bytes(b"no NIfTI at all")
+    with pytest.raises(ValueError, match=r"anna_seg.nii.gz is there and is no result of TISS-Net"):
+        save({"fine": image})
+
+
+class Unsure(nn.Module):
+    """Answers NaN."""
+
+    def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"fine": image, "error": image * math.nan}
+
+
+def test_an_answer_that_is_no_number_is_refused_but_for_a_training():
+    inferer, image = CascadeInferer(SimpleInferer()), torch.zeros(1, 1, 4, 4, 4)
+    with pytest.raises(
+        ValueError, match=r"the network answers with NaN or infinity \(error\): its weights are damaged"
+    ):
+        inferer(image, Unsure().eval())
+    assert inferer(image, Unsure().train())["error"].isnan().all()
 
 
 def test_a_map_that_a_network_does_not_have_is_not_written(tmp_path):

@@ -2,11 +2,14 @@
 
 import configparser
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tissnet_components.__main__ import COMMANDS, main
+
+NEEDED = {"prepare_brats": ["--root", "x"], "report": ["--runs", "x"], "segment": ["--bundle", "x"]}
 
 
 @pytest.fixture
@@ -28,7 +31,43 @@ def run(monkeypatch, *words: str) -> None:
 
 def test_a_command_gets_its_options(ran, monkeypatch):
     run(monkeypatch, "note", "--out", "there", "--spacing-mm=2")
-    assert ran == ["there 2"]
+    assert ran == ["there 2.0"]
+
+
+def test_a_command_runs_without_options(ran, monkeypatch):
+    run(monkeypatch, "note")
+    assert ran == ["here 1.0"]
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name(ran, monkeypatch):
+    run(monkeypatch, "note", "--out", "007")
+    assert ran == ["007 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "expected"),
+    [
+        ("prepare_brats", "seed", "[1]", "a whole number"),
+        ("report", "max_pictures", "x", "a whole number"),
+        ("phantom", "spacing", "two", "a number"),
+        ("segment", "resume", "5", "true or false"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(monkeypatch, command, option, value, expected):
+    with pytest.raises(SystemExit, match=rf"error: --{option} is '.+', expected {expected}"):
+        run(monkeypatch, command, *NEEDED.get(command, []), f"--{option}", value)
+
+
+@pytest.mark.parametrize("text", ["t1,t2", "[t1, t2]", "['t1','t2']", "(t1,t2)"])
+def test_several_names_are_given_with_commas(monkeypatch, text):
+    names = []
+
+    def note(names_: Sequence[str] | None = None) -> None:
+        names.extend(names_)
+
+    monkeypatch.setitem(COMMANDS, "note", note)
+    run(monkeypatch, "note", "--names_", text)
+    assert names == ["t1", "t2"]
 
 
 def test_a_mistyped_option_is_refused_before_the_command_runs(ran, monkeypatch):

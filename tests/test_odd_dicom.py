@@ -82,7 +82,8 @@ def harm(file: Path, kind: str, how) -> None:
             del item[kind]
         if how is not None:
             item.add(element(kind, how))
-        item.save_as(file)
+        with contextlib.suppress(ValueError, TypeError):  # what pydicom does not write stays cut
+            item.save_as(file)
 
 
 def element(tag: str, value) -> DataElement:
@@ -102,15 +103,14 @@ def element(tag: str, value) -> DataElement:
 def check_volume(series: Series, exactly: bool) -> None:
     image = read_series(series)
     assert image.shape[2] == len(series.files) and np.isfinite(image.affine).all()
-    with contextlib.suppress(AttributeError):  # pydicom needs a tag that ITK does without
-        assert not exactly or is_described_by(image, series.files)
+    if exactly:
+        check_described(image, series.files)
 
 
-def is_described_by(image: nib.Nifti1Image, files: tuple[Path, ...]) -> bool:
-    """Whether each slice of a volume has the pixels of one file, as pydicom reads them, at its place."""
-    items = [pydicom.dcmread(file) for file in files]
+def check_described(image: nib.Nifti1Image, files: tuple[Path, ...]) -> None:
+    """Each slice of a volume has the pixels of one file, as pydicom reads them, at its place."""
     lps = RAS_TO_LPS @ image.affine
-    for item in items:
+    for item in map(pydicom.dcmread, files):
         across, down = np.reshape([float(x) for x in item.ImageOrientationPatient], (2, 3))
         row_mm, column_mm = (float(x) for x in item.PixelSpacing)
         place = np.array([float(x) for x in item.ImagePositionPatient])
@@ -118,10 +118,12 @@ def is_described_by(image: nib.Nifti1Image, files: tuple[Path, ...]) -> bool:
         assert np.allclose(index[:2], 0, atol=0.3) and np.allclose(index[2], np.rint(index[2]), atol=0.1)
         assert np.allclose(lps[:3, 0], across * column_mm, atol=1e-2)
         assert np.allclose(lps[:3, 1], down * row_mm, atol=1e-2)
-        slope = 1 if item.get("RescaleSlope") is None else float(item.RescaleSlope)
-        pixels = item.pixel_array * slope + float(item.get("RescaleIntercept") or 0)
+        try:
+            pixels = item.pixel_array
+        except (AttributeError, ValueError):  # pydicom needs a tag that ITK does without
+            continue
+        pixels = pixels * float(item.get("RescaleSlope") or 1) + float(item.get("RescaleIntercept") or 0)
         assert np.allclose(np.asarray(image.dataobj)[..., round(index[2])].T, pixels, rtol=1e-5)
-    return True
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ import pytest
 from bundle_copies import NAMES, bundle_with_weights, tiny_bundle
 from readme import STANDALONE, readme_block, readmes_commands_make_a_mask, required
 
-from tissnet_components.package import package, package_bundle, verify, write_zip
+from tissnet_components.package import package, package_bundle, sha256, verify, write_zip
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +196,42 @@ def test_a_file_that_was_slipped_in_is_refused(packed, tmp_path):
     slipped = repack(packed, tmp_path, lambda contents: contents.update({"tissnet_vs/monai.py": b"evil"}))
     with pytest.raises(ValueError, match=r"holds monai.py, which SHA256SUMS does not list"):
         verify(str(slipped))
+
+
+@pytest.mark.parametrize("name", ["configs/train_more.json", "tissnet_components/extra.py", "json.py"])
+def test_what_a_run_in_the_folder_would_follow_must_be_listed(unpacked, name):
+    (unpacked / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"holds {name}, which SHA256SUMS does not list"):
+        verify(str(unpacked))
+
+
+def test_a_link_in_a_zip_is_refused(packed, tmp_path):
+    linked = Path(shutil.copy(packed, tmp_path))
+    with zipfile.ZipFile(linked, "a") as archive:
+        entry = zipfile.ZipInfo("tissnet_vs/configs/out")
+        entry.create_system, entry.external_attr = 3, 0o120777 << 16
+        archive.writestr(entry, "/etc")
+    with pytest.raises(ValueError, match=r"holds tissnet_vs/configs/out, which is a link and may lead out"):
+        verify(str(linked))
+
+
+@pytest.mark.parametrize("metadata", [b"{}", b"[]", b"{", b'{"version": "../../x", "changelog": {"../../x": ""}}'])
+def test_metadata_without_a_version_are_named(bundle, unpacked, tmp_path, metadata):
+    for folder in (bundle, unpacked):
+        (folder / "configs" / "metadata.json").write_bytes(metadata)
+    sums = (unpacked / "SHA256SUMS").read_text().splitlines()
+    listed = [line for line in sums if not line.endswith("metadata.json")]
+    (unpacked / "SHA256SUMS").write_text("\n".join([*listed, f"{sha256(metadata)}  configs/metadata.json"]))
+    for check in (lambda: package_bundle(bundle, tmp_path), lambda: verify(str(unpacked))):
+        with pytest.raises(ValueError, match=r"metadata.json of .* tells no version such as 0.1.0"):
+            check()
+
+
+def test_a_list_without_the_metadata_is_refused(unpacked):
+    sums = (unpacked / "SHA256SUMS").read_text().splitlines()
+    (unpacked / "SHA256SUMS").write_text("\n".join(line for line in sums if not line.endswith("metadata.json")))
+    with pytest.raises(ValueError, match=r"holds configs/metadata.json, which SHA256SUMS does not list"):
+        verify(str(unpacked))
 
 
 def test_another_version_is_refused(packed, unpacked, tmp_path):

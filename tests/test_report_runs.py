@@ -20,6 +20,13 @@ def study(root, **runs):
     (root / "study.json").write_text(json.dumps({"rows": [{"name": name} for name in runs], "runs": runs}))
 
 
+def test_evaluations_are_found_through_links(tmp_path):
+    evaluation(tmp_path / "elsewhere" / "TISS-Net", "anna")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert list(read_runs(tmp_path / "runs")) == ["linked/TISS-Net"]
+
+
 def test_the_folds_of_a_method_are_one_run_with_every_patient(tmp_path):
     evaluation(tmp_path / "TISS-Net" / "fold_1", "anna", "bert")
     evaluation(tmp_path / "TISS-Net" / "fold_2", "carl")

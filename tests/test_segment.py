@@ -301,9 +301,10 @@ def test_unknown_maps_are_refused(bundle, scans, outputs):
 @pytest.mark.parametrize(
     "option, sentence",
     [
-        ({"spacing_mm": 2}, "--spacing_mm is 2, expected three lengths in mm, such as [2,2,2]"),
-        ({"spacing_mm": [2, 2]}, "--spacing_mm is 2,2, expected three lengths in mm, such as [2,2,2]"),
+        ({"spacing_mm": 2}, "--spacing_mm is 2, expected three lengths from 0.1 to 20 mm, such as [2,2,2]"),
+        ({"spacing_mm": [2, 2]}, "--spacing_mm is 2,2, expected three lengths from 0.1 to 20 mm, such as [2,2,2]"),
         ({"spacing_mm": [2, 2, 0]}, "--spacing_mm is 2,2,0, expected three lengths"),
+        ({"spacing_mm": [1e6, 2, 2]}, "--spacing_mm is 1000000.0,2,2, expected three lengths"),
         ({"spacing_mm": "2 mm"}, "--spacing_mm is 2 mm, expected three lengths"),
         ({"widths": 16}, "--widths is 16, expected 5 numbers of channels, such as [16,32,64,128,256]"),
         ({"widths": [2, 2, 2, 2, 2.5]}, "--widths is 2,2,2,2,2.5, expected 5 numbers"),
@@ -472,6 +473,25 @@ def test_resuming_with_further_maps_adds_them(bundle, scans, tmp_path):
     for outputs in ("seg", "error"):
         segment(str(bundle), **scans, out=str(tmp_path), case="anna", outputs=outputs, resume=True)
     assert files_below(tmp_path / "anna") == {"anna_seg.nii.gz", "anna_error.nii.gz", "anna_summary.json"}
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_an_experts_label_that_has_the_masks_name_is_never_replaced(bundle, scans, tmp_path, how):
+    label = tmp_path / "anna" / "anna_seg.nii.gz"
+    label.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.full((4, 4, 4), 2, np.uint8), np.eye(4)), label)
+    before = label.read_bytes()
+    said = refused(bundle, **scans, case="anna", out=str(tmp_path), **{how: True})
+    assert said == f"{label} is there and is no result of TISS-Net; give another folder for the results"
+    assert label.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_configuration_is_named(scans, tmp_path, content):
+    config = tmp_path / "configs" / "inference.json"
+    config.parent.mkdir()
+    config.write_text(content)
+    assert f"{config} is not a bundle's configuration (" in refused(tmp_path, **scans)
 
 
 def test_overwriting_and_resuming_exclude_each_other(bundle, scans):

@@ -2,13 +2,20 @@
 
 import inspect
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import fire
+from fire.decorators import SetParseFns
 
 from tissnet_components.cascade import compact
 from tissnet_components.datasets.brats import prepare_brats
 from tissnet_components.datasets.phantom import phantom
 from tissnet_components.datasets.vestibular import prepare_vs
+from tissnet_components.errors import mendable_cause
 from tissnet_components.federated import federate
 from tissnet_components.package import package, verify
 from tissnet_components.report.html import report
@@ -35,7 +42,7 @@ def refuse_wrong_options(words: list[str]) -> None:
         return
     options = inspect.signature(COMMANDS[words[0]]).parameters
     known = [*options, "help"]
-    for word, following in zip(words[1:], [*words[2:], "--"], strict=True):
+    for word, following in pairwise([*words[1:], "--"]):
         name = word[2:].split("=")[0].replace("-", "_")
         if not word.startswith("--") or not name:
             continue
@@ -46,13 +53,48 @@ def refuse_wrong_options(words: list[str]) -> None:
             raise ValueError(f"--{name} is given without a value; see {words[0]} --help")
 
 
+def read_as_annotated(command: Callable) -> Callable:
+    """Let Fire read the options of a command as their annotations say: a name is text, also when it looks like 7."""
+    readers = {name: _reader(name, hint) for name, hint in get_type_hints(command).items() if name != "return"}
+    return SetParseFns(**{name: reader for name, reader in readers.items() if reader})(command)
+
+
+def _reader(name: str, hint: Any) -> Callable[[str], Any] | None:
+    """Text -> value; None where Fire's own reading will do."""
+    kinds = get_args(hint) or (hint,)
+    if any(get_origin(kind) is Sequence for kind in (hint, *kinds)):
+        return _names if {str, Sequence[str]} & {hint, *kinds} else None
+    if {str, Path} & set(kinds):
+        return str
+    known = {bool: ("true or false", _truth), int: ("a whole number", int), float: ("a number", float)}
+    return next((partial(_read, name, *known[kind]) for kind in kinds if kind in known), None)
+
+
+def _names(text: str) -> list[str]:
+    """a,b or [a,b] or ['a','b']."""
+    return [name.strip(" '\"") for name in text.strip("[]() ").split(",") if name.strip(" '\"")]
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _read(name: str, expected: str, kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"--{name} is {text!r}, expected {expected}; correct it") from error
+
+
 def main() -> None:
     """Run one command; a mistake in what was given ends in one sentence and exit status 1."""
     try:
         refuse_wrong_options(sys.argv[1:])
-        fire.Fire(COMMANDS, name="tissnet")
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        fire.Fire({name: read_as_annotated(command) for name, command in COMMANDS.items()}, name="tissnet")
+    except Exception as error:
+        if (cause := mendable_cause(error)) is None and not isinstance(error, (ValueError, OSError, ImportError)):
+            raise
+        sys.exit(f"error: {cause or error}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tissnet_components.errors import answered
-from tissnet_components.files import write_whole
+from tissnet_components.files import whole, write_whole
 
 SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
 
@@ -169,7 +169,16 @@ def keep_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> Non
 def read_image_settings(weights: str | Path, default: Mapping[str, Any]) -> dict[str, Any]:
     """How the training of these weights prepared its images; what the file beside them does not tell is ``default``."""
     path = Path(weights).with_suffix(".json")
-    return {**default, **(json.loads(path.read_text()) if path.is_file() else {})}
+    if not path.is_file():
+        return dict(default)
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        told = None
+    lists = told.values() if isinstance(told, dict) else [None]
+    if not all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in lists):
+        raise ValueError(f"{path} does not tell how images were prepared for {weights}: copy it again, or remove it")
+    return {**default, **told}
 
 
 def check_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> None:
@@ -216,18 +225,20 @@ def compact(weights: str, out: str) -> None:
     Raises:
         ValueError: not a file of weights, or a value too large for half precision.
     """
-    state = {name: value.half() if value.is_floating_point() else value for name, value in read_state(weights).items()}
+    state = read_state(weights)
+    if others := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise ValueError(
+            f"{weights} holds {others[0]!r}, which is no tensor; give the weights, not what resumes a training"
+        )
+    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     overflown = [name for name, value in state.items() if not value.isfinite().all()]
     if overflown:
         raise ValueError(f"{overflown[0]} of {weights} does not fit half precision; ship the weights as they are")
     stored = io.BytesIO()
     torch.save(state, stored)
-    partial = Path(f"{out}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(stored) as plain, zipfile.ZipFile(partial, "w") as dense:
+    with whole(out) as unfinished, zipfile.ZipFile(stored) as plain, zipfile.ZipFile(unfinished, "w") as dense:
         for entry in plain.namelist():
             dense.writestr(zipfile.ZipInfo(entry), plain.read(entry), zipfile.ZIP_DEFLATED, compresslevel=9)
-    partial.replace(out)
     beside = Path(weights).with_suffix(".json")
     if beside.is_file():
         write_whole(Path(out).with_suffix(".json"), beside.read_bytes())

@@ -1,5 +1,6 @@
 """One clear sentence instead of a traceback, for mistakes that a user can mend."""
 
+import errno
 import sys
 import tempfile
 import traceback
@@ -10,13 +11,36 @@ from types import TracebackType
 
 PACKAGE = Path(__file__).parent
 MENDABLE = (ValueError, FileNotFoundError, PermissionError, FloatingPointError, ImportError)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
-def mendable_cause(error: BaseException) -> BaseException | None:
-    """The first cause of an error, if this package raised it to tell the user what to mend; else None."""
-    while error.__cause__ is not None and not _raised_here(error):
+def mendable_cause(error: BaseException | None) -> BaseException | None:
+    """What a user can mend among an error and its causes, the outermost first; None where there is nothing.
+
+    That is what this package raised to say so; what a file system refused; and too little memory.
+    """
+    while error is not None:
+        if _raised_here(error):
+            return error
+        if _lacks_memory(error):
+            return MemoryError(
+                f"the memory does not suffice ({str(error).splitlines()[0] if str(error) else 'for a whole image'}); "
+                f"close other programs, or resample the scan or crop it to the head"
+            )
+        if isinstance(error, OSError) and error.errno in FULL | REFUSED:
+            cure = "make room" if error.errno in FULL else "correct the path or its permissions"
+            return OSError(f"{error.filename or 'a file'}: {error.strerror}; {cure}, then start again")
         error = error.__cause__
-    return error if _raised_here(error) else None
+    return None
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Python and NumPy say so by kind, PyTorch in words, one for the CPU and one for a GPU."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -39,6 +39,12 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
     return Path(path)
 
 
+def copy_whole(src: str | Path, dst: str | Path) -> None:
+    """Copy a file, as `write_whole` writes; onto itself, nothing is to be done."""
+    if not (os.path.exists(dst) and os.path.samefile(src, dst)):
+        write_whole(dst, Path(src).read_bytes())
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder to write files to, which move to ``folder`` together once all are written and on the disk."""
@@ -77,7 +83,7 @@ def to_json(content: object) -> bytes:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, links followed once; hidden ones are macOS's shadows or half-written.
+    """All files below a folder, links followed once; hidden ones are macOS's shadows or half-written, pipes are none.
 
     Raises:
         ValueError: no such folder, or one in it that cannot be listed.
@@ -91,7 +97,8 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
         seen.add(os.path.realpath(parent))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+        files = (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
+        yield from (Path(file) for file in files if os.path.isfile(file) or not os.path.exists(file))
 
 
 def _refuse_folder(error: OSError) -> None:

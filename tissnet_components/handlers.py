@@ -138,6 +138,8 @@ class TrainingCheckpoint:
     def _resume(self, engine: Trainer, path: Path) -> None:
         check_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
         checkpoint = read_state(path)
+        if absent := [key for key in (*self.objects, "epoch", "best") if key not in checkpoint]:
+            raise ValueError(f"{path} lacks {absent[0]!r}, so no training can resume from it; remove it to start anew")
         for key, value in self.objects.items():
             if isinstance(value, nn.Module):
                 check_weights_fit(value, checkpoint[key], str(path))

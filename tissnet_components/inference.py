@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import DtypeLike, KeysCollection, NdarrayOrTensor
@@ -16,12 +17,13 @@ from monai.transforms import Invertd, MapTransform, SaveImaged, Transform
 from torch import nn
 
 from tissnet_components.datasets.brats import doubled_file, find_candidates
-from tissnet_components.datasets.cases import check_case_name, load_datalist, usable_cases
+from tissnet_components.datasets.cases import check_case_name, is_nifti, load_datalist, usable_cases
 from tissnet_components.errors import answered
 from tissnet_components.files import whole
 from tissnet_components.report.figures import overview, save_slices
 
 MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
+MARK = b"TISS-Net"  # in the header's description, of what may be replaced
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,7 +51,8 @@ class CascadeInferer(Inferer):
         returns: map name -> (B, 1, X, Y, Z) float32.
 
     Raises:
-        ValueError: on an unknown precision, or flips that are no lists of the axes 0, 1 and 2.
+        ValueError: on an unknown precision, flips that are no lists of the axes 0, 1 and 2, or, of a network in eval
+            mode, an answer that is not finite.
     """
 
     def __init__(self, inferer: Inferer, precision: str = "float32", flips: Sequence[Sequence[int]] = ()) -> None:
@@ -69,13 +72,24 @@ class CascadeInferer(Inferer):
         cascade = getattr(network, "module", network).cascade
         with self.autocast(inputs.device):
             maps = self.inferer(inputs, cascade, *args, **kwargs)
-            if not self.flips:
-                return maps
-            total = {name: values.float() for name, values in maps.items()}
+            if self.flips:
+                maps = {name: values.float() for name, values in maps.items()}
             for axes in self.flips:
                 flipped = self.inferer(inputs.flip(axes), cascade, *args, **kwargs)
-                total = {name: values + flipped[name].float().flip(axes) for name, values in total.items()}
-        return {name: values / (1 + len(self.flips)) for name, values in total.items()}
+                maps = {name: values + flipped[name].float().flip(axes) for name, values in maps.items()}
+        if self.flips:
+            maps = {name: values / (1 + len(self.flips)) for name, values in maps.items()}
+        if not network.training:
+            self._refuse_non_finite(maps)
+        return maps
+
+    def _refuse_non_finite(self, maps: Mapping[str, torch.Tensor]) -> None:
+        """A mask of NaN would look like one without tumor."""
+        if bad := [name for name, values in maps.items() if not values.isfinite().all()]:
+            raise ValueError(
+                f"the network answers with NaN or infinity ({', '.join(bad)}): its weights are damaged, or "
+                f"{self.precision} is too coarse for them; fetch the weights again, or give --precision float32"
+            )
 
 
 def _checked_flips(flips: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -203,11 +217,29 @@ class InvertTogetherd(MapTransform):
         return {**data, **dict(zip(names, restored.split([len(data[name]) for name in names]), strict=True))}
 
 
+def refuse_foreign(file: str | os.PathLike) -> None:
+    """Raise ValueError if a file is there that `WholeFileWriter` did not write: the expert's label has the mask's name.
+
+    Files under other names than NIfTI's are not looked at.
+    """
+    if not os.path.exists(file) or not is_nifti(os.path.basename(file)):
+        return
+    try:
+        description = nib.load(file).header["descrip"].item()
+    except Exception:  # nibabel raises a dozen types; whatever it is, it is not ours
+        description = b""
+    if description != MARK:
+        raise ValueError(f"{file} is there and is no result of TISS-Net; give another folder for the results")
+
+
 class WholeFileWriter(NibabelWriter):
     """Voxels as they are, in a NIfTI file that appears under its final name only when it is whole.
 
     MONAI 1.6 resamples even where nothing is to change, takes a volume without channel for a plane, and then fails
     where the first two axes do not lie in the plane of the patient's first two, as in a sagittal scan.
+
+    Raises:
+        ValueError: the disk is full, or the name belongs to a file that is not one of these.
     """
 
     @classmethod
@@ -216,7 +248,14 @@ class WholeFileWriter(NibabelWriter):
     ) -> tuple[NdarrayOrTensor, NdarrayOrTensor | None]:
         return data_array, affine
 
+    @classmethod
+    def create_backend_obj(cls, *args: Any, **kwargs: Any) -> nib.Nifti1Image:
+        image = super().create_backend_obj(*args, **kwargs)
+        image.header["descrip"] = MARK
+        return image
+
     def write(self, filename: str | os.PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
+        refuse_foreign(filename)
         with whole(filename) as unfinished:
             super().write(unfinished, verbose=verbose, **obj_kwargs)
 

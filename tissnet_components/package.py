@@ -9,16 +9,21 @@ import hashlib
 import json
 import os
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+
+from tissnet_components.files import files_below
 
 PACKAGE = Path(__file__).parent
 WEIGHTS = tuple(f"models/{name}.{ending}" for name in ("model", "perceptor") for ending in ("pt", "json"))
 BUNDLE_FILES = ("LICENSE", "large_files.yml", "configs/**/*", "docs/**/*", *WEIGHTS)
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
 SUMS = "SHA256SUMS"
+PROGRAMS = (".py", ".so", ".pyd")
+VERSION = r"\d+(?:\.\w+)+"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
@@ -80,11 +85,23 @@ def checked_version(folder: Path, files: Iterable[str]) -> str:
                 f"run `python -m monai.bundle download_large_files --bundle_path {folder}`" if listed else "train first"
             )
         raise ValueError(f"{folder} has no {missing[0]}: {cure}")
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    version = metadata["version"]
-    if version not in metadata["changelog"]:
+    version, changelog = read_version((folder / "configs" / "metadata.json").read_bytes(), folder)
+    if version not in changelog:
         raise ValueError(f"{folder}/configs/metadata.json has version {version} but no changelog line for it; add one")
     return version
+
+
+def read_version(metadata: bytes, path: Path) -> tuple[str, dict[str, str]]:
+    """The version in metadata.json and the changelog; raises ValueError, naming `path`, when there is none."""
+    try:
+        content = json.loads(metadata)
+        version, changelog = content["version"], dict(content["changelog"])
+        fits = re.fullmatch(VERSION, version)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        fits = None
+    if not fits:
+        raise ValueError(f"configs/metadata.json of {path} tells no version such as 0.1.0, or no changelog; mend it")
+    return version, changelog
 
 
 def write_zip(path: Path, entries: dict[str, bytes]) -> Path:
@@ -116,7 +133,7 @@ def verify(bundle: str, version: str | None = None) -> None:
     compare the zip's own sum with the one in the release's notes.
 
     Args:
-        bundle: the zip, or the folder. A folder may hold further files, such as results.
+        bundle: the zip, or the folder. A folder may hold further files, such as results, but no configs and programs.
         version: the version you expect; of a zip, by default the one in its name.
 
     Raises:
@@ -124,7 +141,10 @@ def verify(bundle: str, version: str | None = None) -> None:
     """
     path = Path(str(bundle))
     if os.path.isdir(path):
-        name, count, found = path.resolve().name, *check_files(path, lambda file: (path / file).read_bytes())
+        name, count, found = (
+            path.resolve().name,
+            *check_files(path, lambda file: (path / file).read_bytes(), runnable(path)),
+        )
     else:
         name, count, found = check_zip(path)
     expected = str(version) if version else version_in_name(path)
@@ -135,9 +155,16 @@ def verify(bundle: str, version: str | None = None) -> None:
     print(f"{name} {found}: {count} files as they were packaged")
 
 
+def runnable(folder: Path) -> set[str]:
+    """The files of a folder that a run in it may follow: its configs, and programs, which Python finds there first."""
+    names = {file.relative_to(folder) for file in files_below(folder)}
+    configs = {name for name in names if name.parts[0] == "configs"}
+    return {name.as_posix() for name in configs | {name for name in names if name.suffix in PROGRAMS}}
+
+
 def version_in_name(path: Path) -> str | None:
     """0.1.0 of NAME_v0.1.0.zip; None where a name tells no version."""
-    match = re.fullmatch(r".+_v(\d+(?:\.\d+)+)\.zip", path.name)
+    match = re.fullmatch(rf".+_v({VERSION})\.zip", path.name)
     return match and match[1]
 
 
@@ -149,6 +176,9 @@ def check_zip(path: Path) -> tuple[str, int, str]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             refuse_climbing(names, path)
+            links = [entry.filename for entry in archive.infolist() if stat.S_ISLNK(entry.external_attr >> 16)]
+            if links:
+                raise ValueError(f"{path} holds {links[0]}, which is a link and may lead out; do not unpack it")
             roots = {PurePosixPath(name).parts[0] for name in names}
             if len(roots) != 1:
                 raise ValueError(f"{path} holds {len(roots)} folders at its top, expected the bundle's alone")
@@ -169,7 +199,7 @@ def check_files(path: Path, read: Callable[[str], bytes], present: set[str] | No
     Args:
         path: what is checked, for the messages.
         read: gives a file's bytes by its path in the bundle.
-        present: all files, where no others are allowed.
+        present: files that must be listed.
 
     Raises:
         ValueError: as ``verify``.
@@ -194,7 +224,9 @@ def check_files(path: Path, read: Callable[[str], bytes], present: set[str] | No
             raise ValueError(f"{path} has lost {name}; download it again") from error
         if sha256(data) != digest:
             raise ValueError(f"{name} of {path} is not what was packaged; download it again")
-    return len(sums), json.loads(read("configs/metadata.json"))["version"]
+    if "configs/metadata.json" not in sums:
+        raise ValueError(f"{path} has no configs/metadata.json; take the zip of a release")
+    return len(sums), read_version(read("configs/metadata.json"), path)[0]
 
 
 def refuse_climbing(names: Iterable[str], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,10 @@ from tissnet_components.datasets.dicom import Series
 from tissnet_components.datasets.weighting import choose_series
 from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
 from tissnet_components.errors import mendable_cause
-from tissnet_components.inference import find_scans, report_failed
+from tissnet_components.inference import find_scans, refuse_foreign, report_failed
 
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
+VOXEL_MM = (0.1, 20)
 FILES = {  # everything that a case may leave in its folder, after its name
     **{name: f"{name}.nii.gz" for name in MAPS[:-1]},
     "overview": "overview.png",
@@ -233,8 +233,11 @@ def _known_modalities(names: str | Sequence[str]) -> list[str]:
 
 def _checked_spacing(spacing_mm: Sequence[float]) -> list[float]:
     lengths = _listed(spacing_mm)
-    if len(lengths) != 3 or not all(type(length) in (int, float) and 0 < length < math.inf for length in lengths):
-        raise ValueError(f"--spacing_mm is {_typed(lengths)}, expected three lengths in mm, such as [2,2,2]")
+    least, most = VOXEL_MM
+    if len(lengths) != 3 or not all(type(length) in (int, float) and least <= length <= most for length in lengths):
+        raise ValueError(
+            f"--spacing_mm is {_typed(lengths)}, expected three lengths from {least} to {most} mm, such as [2,2,2]"
+        )
     return lengths
 
 
@@ -298,6 +301,9 @@ def _to_do(
             f"{out / begun[0]} holds results already ({len(begun)} of {len(patients)} cases have some); "
             f"give --resume to keep finished cases or --overwrite to replace them"
         )
+    for case in begun:
+        for file in _files(out / case, case, list(FILES)):
+            refuse_foreign(file)
     if not resume:
         return patients
     return [p for p in patients if not all(os.path.exists(f) for f in _files(out / p["case"], p["case"], outputs))]
@@ -308,8 +314,12 @@ def _read_bundle(bundle: str) -> ConfigParser:
     if not os.path.isfile(config):
         raise FileNotFoundError(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
     parser = ConfigParser()
-    parser.read_config(str(config))
-    parser["bundle_root"] = str(bundle)
+    try:
+        parser.read_config(str(config))
+        parser["bundle_root"] = str(bundle)
+        parser["source_modalities"], parser["widths"], parser["inferer"]
+    except Exception as error:  # MONAI raises whatever a content that it does not check leads to
+        raise ValueError(f"{config} is not a bundle's configuration ({error}); fetch the bundle again") from error
     return parser
 
 

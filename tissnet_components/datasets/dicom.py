@@ -27,6 +27,7 @@ HEADER = (
     *("Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent"),
 )
 GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
+RESCALING = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
 PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "NumberOfFrames")
 TOLERANCE_MM = 0.1  # of a slice's place; headers round to 0.001 mm or finer, and a pixel is 0.4 mm
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -198,12 +199,15 @@ def _in_order(series: Series) -> list[Path]:
 def _geometry(file: Path) -> dict[str, np.ndarray]:
     """The tags of `GEOMETRY`, each with as many numbers as it says there, after checking that they place a slice."""
     try:
-        tags = [*GEOMETRY, *PIXELS, "PixelData"]
+        tags = [*GEOMETRY, *PIXELS, *RESCALING, "PixelData"]
         header = import_pydicom().dcmread(file, specific_tags=tags)
         values = [header.get(tag) for tag in PIXELS]
         samples, allocated, stored, frames = (1 if value in (None, "") else int(value) for value in values)
         found = {tag: header[tag].value for tag in GEOMETRY if header.get(tag) is not None}
         geometry = {tag: np.array(value, dtype=float).reshape(-1) for tag, value in found.items()}
+        rescaling = [
+            usual if header.get(tag) in (None, "") else float(header[tag].value) for tag, usual in RESCALING.items()
+        ]
         pixels = header.get(0x7FE00010)  # by number, which gives the element rather than its value
     except Exception as error:  # a damaged header raises whatever its bytes happen to mean
         raise BadCase(f"{file} has a damaged header ({type(error).__name__}); export the series again") from error
@@ -213,6 +217,10 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
         raise BadCase(
             f"{file} says that {stored} bits of {allocated} are used, {samples} times per pixel; export it again as "
             f"grey values"
+        )
+    if not np.isfinite(rescaling).all() or rescaling[0] == 0:  # ITK would pass over it
+        raise BadCase(
+            f"{file} has {' and '.join(RESCALING)} {rescaling}, which leave no image; export the series again"
         )
     for tag, count in GEOMETRY.items():
         if tag not in geometry:

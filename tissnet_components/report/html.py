@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..files import write_whole
+from ..files import files_below, write_whole
 from . import formats, plots
 from .layouts import (
     case_table,
@@ -94,7 +94,7 @@ def report(
     if absent := [root for root in roots if not os.path.isdir(root)]:
         raise ValueError(f"{absent[0]} is not a folder: give the one that holds the evaluations (with --runs)")
     found = _read(roots)
-    overviews = sorted(path for root in roots for path in root.rglob("*_overview.png"))
+    overviews = sorted(path for root in roots for path in files_below(root) if path.name.endswith("_overview.png"))
     if not found and not overviews:
         raise ValueError(f"nothing to report below {', '.join(map(str, roots))}: no cases.csv; evaluate a bundle first")
     home = next((root for root in roots if study_of(root)), roots[0])

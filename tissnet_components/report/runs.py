@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import digest
+from ..files import digest, files_below
 from . import slug
 
 FOLD = re.compile(r"fold_\d+")
@@ -56,7 +56,9 @@ def read_runs(root: Path) -> dict[str, Run]:
     """
     folders: dict[str, list[Path]] = {name: [] for name in study_of(root).get("runs", {})}
     slugs = {Path(places[0]).parts[0]: name for name, places in study_of(root).get("runs", {}).items()}
-    for file in sorted(root.rglob("cases.csv")):
+    for file in files_below(root):
+        if file.name != "cases.csv":
+            continue
         place = file.parent.relative_to(root)
         parts = [part for part in place.parts if not FOLD.fullmatch(part)]
         name = ("/".join(parts) or root.resolve().name).encode(errors="replace").decode()  # bytes that are no UTF-8
@@ -126,7 +128,11 @@ def _records(files: Iterable[Path]) -> list[dict]:
 
 def simulated(root: Path) -> bool:
     """Whether a dataset_description.json or a datalist below the folder says `"simulated": true`."""
-    files = [*root.rglob("dataset_description.json"), *root.rglob("*datalist*.json"), *root.rglob("folds/*.json")]
+    files = [
+        file
+        for file in files_below(root)
+        if file.match("dataset_description.json") or file.match("*datalist*.json") or file.match("folds/*.json")
+    ]
     return any(content.get("simulated") is True for content in map(read_json, files) if isinstance(content, dict))
 
 
