@@ -65,7 +65,7 @@ def _reader(name: str, hint: Any) -> Callable[[str], Any] | None:
     if any(get_origin(kind) is Sequence for kind in (hint, *kinds)):
         return _names if {str, Sequence[str]} & {hint, *kinds} else None
     if {str, Path} & set(kinds):
-        return str
+        return partial(_read, name, "a name", _text)
     known = {bool: ("true or false", _truth), int: ("a whole number", int), float: ("a number", float)}
     return next((partial(_read, name, *known[kind]) for kind in kinds if kind in known), None)
 
@@ -73,6 +73,12 @@ def _reader(name: str, hint: Any) -> Callable[[str], Any] | None:
 def _names(text: str) -> list[str]:
     """a,b or [a,b] or ['a','b']."""
     return [name.strip(" '\"") for name in text.strip("[]() ").split(",") if name.strip(" '\"")]
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("empty")
+    return text
 
 
 def _truth(text: str) -> bool:

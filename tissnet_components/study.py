@@ -169,7 +169,7 @@ def _read_with_base(file: Path, derived: Sequence[Path] = ()) -> dict:
         raise ValueError(f"study {file} is its own base; mend 'base'")
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
     check_keys(given, STUDY_KEYS | ROW_KEYS, f"study {file}")
     given |= {key: abspath(file.parent / given[key]) for key in PATHS if given.get(key)}
