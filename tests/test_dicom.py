@@ -132,6 +132,14 @@ def test_a_slice_cut_within_its_pixels_is_named(tmp_path):
         read_series(the_only(tmp_path))
 
 
+def test_a_slice_with_empty_pixels_is_named(tmp_path):
+    items = slices_of(volume())
+    items[1].PixelData = b""
+    save_all(items, tmp_path)
+    with pytest.raises(BadCase, match=r"1-002\.dcm holds 0 of 60 bytes of its pixels"):
+        read_series(the_only(tmp_path))
+
+
 def test_a_missing_slice_is_noticed(tmp_path):
     items = slices_of(volume())
     save_all([items[0], items[1], items[3]], tmp_path)

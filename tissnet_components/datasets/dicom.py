@@ -228,8 +228,9 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
         if len(geometry[tag]) != count or not np.isfinite(geometry[tag]).all():
             raise BadCase(f"{file} has {tag} {geometry[tag]}, expected {count} numbers; export the series again")
     promised = int(geometry["Rows"][0] * geometry["Columns"][0]) * allocated // 8
-    if pixels is not None and not pixels.is_undefined_length and len(pixels.value) < promised:  # else: compressed
-        raise BadCase(f"{file} holds {len(pixels.value)} of {promised} bytes of its pixels; fetch it again")
+    held = promised if pixels is None or pixels.is_undefined_length else len(pixels.value or b"")  # compressed, unknown
+    if held < promised:
+        raise BadCase(f"{file} holds {held} of {promised} bytes of its pixels; fetch it again")
     axes = geometry["ImageOrientationPatient"].reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-3):
         raise BadCase(f"{file} has ImageOrientationPatient {axes.ravel()}, no right angle; export the series again")
