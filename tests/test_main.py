@@ -64,8 +64,12 @@ def test_a_value_of_another_kind_is_refused(monkeypatch, command, option, value,
         run(monkeypatch, command, *NEEDED.get(command, []), f"--{option}", value)
 
 
-@pytest.mark.parametrize("text", ["t1,t2", "[t1, t2]", "['t1','t2']", "(t1,t2)"])
-def test_several_names_are_given_with_commas(monkeypatch, text):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(text, ["t1", "t2"]) for text in ("t1,t2", "[t1, t2]", "['t1','t2']", "(t1,t2)")]
+    + [("full input (fine)", ["full input (fine)"]), ("7", ["7"]), ("", [])],
+)
+def test_several_names_are_given_with_commas(monkeypatch, text, expected):
     names = []
 
     def note(names_: Sequence[str] | None = None) -> None:
@@ -73,7 +77,7 @@ def test_several_names_are_given_with_commas(monkeypatch, text):
 
     monkeypatch.setitem(COMMANDS, "note", note)
     run(monkeypatch, "note", "--names_", text)
-    assert names == ["t1", "t2"]
+    assert names == expected
 
 
 def test_a_mistyped_option_is_refused_before_the_command_runs(ran, monkeypatch):

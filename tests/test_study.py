@@ -449,6 +449,15 @@ def test_evaluation_has_configs_and_options_of_its_own(file):
     assert evaluating.configs == ["train", "evaluate", "direct_segmentation", "tumor_crop"]
 
 
+def test_one_fold_may_be_run_alone_and_the_others_stand_in_the_study(file, ran):
+    write_study(file.parent, folds=3)
+    study(str(file), fold=2, only="real FLAIR")
+    assert ran.calls == ["real FLAIR, fold 2, training", "real FLAIR, fold 2, evaluating"]
+    assert len(json.loads((file.parent / "out" / "study.json").read_text())["runs"]["real FLAIR"]) == 3
+    with pytest.raises(ValueError, match="there is no fold 4; the study has fold_1, fold_2, fold_3"):
+        study(str(file), fold=4)
+
+
 def test_folds_run_one_after_the_other_with_weights_of_their_own(file, ran):
     write_study(file.parent, folds=3)
     study(str(file), only="real FLAIR")

@@ -72,7 +72,9 @@ def _reader(name: str, hint: Any) -> Callable[[str], Any] | None:
 
 def _names(text: str) -> list[str]:
     """a,b or [a,b] or ['a','b']."""
-    return [name.strip(" '\"") for name in text.strip("[]() ").split(",") if name.strip(" '\"")]
+    text = text.strip()
+    inner = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
+    return [name.strip(" '\"") for name in inner.split(",") if name.strip(" '\"")]
 
 
 def _text(text: str) -> str:

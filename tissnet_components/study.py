@@ -53,6 +53,7 @@ def study(
     out: str | None = None,
     dataset_dir: str | None = None,
     only: str | Sequence[str] | None = None,
+    fold: int | None = None,
     processes: int = 1,
     dry_run: bool = False,
 ) -> None:
@@ -68,6 +69,7 @@ def study(
         out: folder for all that comes out, instead of the study's.
         dataset_dir: folder of the data, which holds datalist.json, instead of the study's.
         only: names of the rows to run, separated by commas; by default all.
+        fold: number of the one fold to run; by default all, one after another. Jobs of a cluster can share the folds.
         processes: of one machine, by torchrun, usually one per GPU; above 1, the bundle's multi_gpu_train.json and
             multi_gpu_evaluate.json lie over the other configs.
         dry_run: list the runs and how far they are, and run nothing.
@@ -77,7 +79,7 @@ def study(
     """
     content = read_study(file, out, dataset_dir)
     datalists = fold_datalists(content)
-    steps = list(study_steps(content, datalists, processes))
+    steps = list(study_steps(content, _chosen_folds(datalists, fold), processes))
     check_options(content, steps)
     check_weights(steps)
     steps = chosen_steps(steps, only)
@@ -93,6 +95,13 @@ def study(
     if failed:
         print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _chosen_folds(datalists: Mapping[str, str], fold: int | None) -> Mapping[str, str]:
+    name = f"fold_{fold}"
+    if fold is not None and name not in datalists:
+        raise ValueError(f"there is no fold {fold}; the study has {', '.join(filter(None, datalists)) or 'no folds'}")
+    return datalists if fold is None else {name: datalists[name]}
 
 
 def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None = None) -> dict:
