@@ -30,7 +30,9 @@ def test_a_pipe_is_no_file_and_a_dangling_link_is_one_to_complain_of(tmp_path):
 def test_a_file_is_copied_whole_and_not_onto_itself(tmp_path):
     write_whole(tmp_path / "one", b"content")
     copy_whole(tmp_path / "one", tmp_path / "two")
+    before = (tmp_path / "one").stat().st_ino
     copy_whole(tmp_path / "one", tmp_path / "one")
+    assert (tmp_path / "one").stat().st_ino == before
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == b"content"
 
 

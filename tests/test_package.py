@@ -234,6 +234,16 @@ def test_a_list_without_the_metadata_is_refused(unpacked):
         verify(str(unpacked))
 
 
+def test_a_zip_that_lost_its_metadata_and_their_sum_is_refused(packed, tmp_path):
+    def drop(contents: dict[str, bytes]) -> None:
+        del contents["tissnet_vs/configs/metadata.json"]
+        lines = contents["tissnet_vs/SHA256SUMS"].decode().splitlines(keepends=True)
+        contents["tissnet_vs/SHA256SUMS"] = "".join(line for line in lines if "metadata.json" not in line).encode()
+
+    with pytest.raises(ValueError, match=r"has no configs/metadata.json; take the zip of a release"):
+        verify(str(repack(packed, tmp_path, drop)))
+
+
 def test_another_version_is_refused(packed, unpacked, tmp_path):
     renamed = shutil.copy(packed, tmp_path / "tissnet_vs_v7.0.0.zip")
     with pytest.raises(ValueError, match=r"holds version .*, expected 7.0.0"):
