@@ -22,7 +22,8 @@ from tissnet_components.datasets.dicom import Series
 from tissnet_components.datasets.weighting import choose_series
 from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
 from tissnet_components.errors import mendable_cause
-from tissnet_components.inference import find_scans, refuse_foreign, report_failed
+from tissnet_components.inference import find_scans, report_failed
+from tissnet_components.saving import refuse_foreign
 
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
 VOXEL_MM = (0.1, 20)
