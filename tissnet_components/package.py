@@ -141,10 +141,8 @@ def verify(bundle: str, version: str | None = None) -> None:
     """
     path = Path(str(bundle))
     if os.path.isdir(path):
-        name, count, found = (
-            path.resolve().name,
-            *check_files(path, lambda file: (path / file).read_bytes(), runnable(path)),
-        )
+        count, found = check_files(path, lambda file: (path / file).read_bytes(), runnable(path))
+        name = path.resolve().name
     else:
         name, count, found = check_zip(path)
     expected = str(version) if version else version_in_name(path)
