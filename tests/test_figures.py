@@ -32,6 +32,12 @@ def test_every_source_channel_gets_a_panel_and_absent_maps_get_none():
     assert titles(figure) == ["T1", "T2", "fine"]
 
 
+def test_a_source_that_is_the_target_is_drawn_once():
+    t1, flair = image(), 2 * image()
+    upper_bound = {"source": np.stack([t1, flair]), "target": flair, "fine": image()}
+    assert titles(overview_figure(upper_bound, source_names=("T1", "FLAIR"))) == ["T1", "real target", "fine"]
+
+
 def test_the_slice_is_where_the_label_is_largest():
     label = box((8, 10), (8, 10), (2, 9)) + box((10, 16), (10, 14), (6, 7))
     assert overview_figure({"source": image(), "label": label}).texts[0].get_text() == "slice 6"
