@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tissnet_components.cascade import TissNet, load_generator
+from tissnet_components.cascade import TissNet, keep_image_settings, load_generator
 from tissnet_components.comparators.pix2pix import Pix2PixDiscriminatorLoss, Pix2PixLoss, fool, tell_apart
 from tissnet_components.unet25d import DualBranchUNet25D
 
@@ -88,6 +88,13 @@ def test_training_the_second_stage_leaves_the_generator_as_it_is(second_stage, s
         name.split(".")[0] for name, value in second_stage.state_dict().items() if not torch.equal(value, before[name])
     }
     assert moved == {"segmentor"}
+
+
+def test_a_generator_of_other_images_is_refused(first_stage):
+    keep_image_settings(first_stage[1], {"spacing_mm": [1, 1, 1]})
+    load_generator(generator(), first_stage[1], {"spacing_mm": [1, 1, 1]})
+    with pytest.raises(ValueError, match="spacing_mm"):
+        load_generator(generator(), first_stage[1], {"spacing_mm": [2, 2, 2]})
 
 
 def test_a_missing_generator_prints_the_command_that_trains_one(tmp_path):
