@@ -38,6 +38,15 @@ def test_a_source_that_is_the_target_is_drawn_once():
     assert titles(overview_figure(upper_bound, source_names=("T1", "FLAIR"))) == ["T1", "real target", "fine"]
 
 
+def test_refined_is_outlined_where_a_network_has_no_fine():
+    refined = overview_figure({"source": image(), "refined": box((8, 12), (8, 12), (3, 6))})
+    both = overview_figure({"source": image(), "refined": image(), "fine": box((8, 12), (8, 12), (3, 6))})
+    for figure in (refined, both):
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["segmentation"]
+        (outline,) = figure.axes[0].collections
+        assert len(outline.get_paths()[0].vertices) > 8
+
+
 def test_the_slice_is_where_the_label_is_largest():
     label = box((8, 10), (8, 10), (2, 9)) + box((10, 16), (10, 14), (6, 7))
     assert overview_figure({"source": image(), "label": label}).texts[0].get_text() == "slice 6"

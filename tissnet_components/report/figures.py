@@ -4,7 +4,7 @@ Figures are drawn without pyplot, so that training code may call them from any t
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -19,9 +19,15 @@ from matplotlib.lines import Line2D
 from ..files import write_whole
 
 IMAGES = {"source": "source", "synthetic": "synthetic", "target": "real target"}
-PROBABILITIES = {"coarse": "coarse", "fine": "fine", "error": "predicted error", "disagreement": "disagreement"}
+PROBABILITIES = {
+    "coarse": "coarse",
+    "fine": "fine",
+    "refined": "refined",
+    "error": "predicted error",
+    "disagreement": "disagreement",
+}
 MASKS = {"label": "label", "mask": "mask"}
-CONTOURS = {"label": "#ffd92f", "fine": "#33ff66"}  # yellow truth, green prediction, as in the paper's Fig. 7
+CONTOURS = {"label": "#ffd92f", "segmentation": "#33ff66"}  # yellow truth, green prediction, as in the paper's Fig. 7
 BACKGROUND, INK = "#101216", "#e8eaed"
 PROBABILITY_COLOURS = "magma"  # perceptually uniform
 PANEL, GAP, HEADER, TITLE, FOOTER = 2.1, 0.05, 0.36, 0.24, 0.36  # inches
@@ -53,7 +59,7 @@ def overview_figure(
 
     Args:
         maps: name -> (X, Y, Z) or (C, X, Y, Z), drawn in this order, images before maps. Names: source
-            (one panel per channel), synthetic, target, coarse, fine, error, disagreement, label, mask.
+            (one panel per channel), synthetic, target, coarse, fine, refined, error, disagreement, label, mask.
             None is required. Images are grey, over their range in the slice (the synthetic one over the
             real target's); probabilities coloured, over 0 to 1.
         slice_index: slice from inferior to superior; by default the one with the largest tumor
@@ -203,7 +209,7 @@ def _panel(axes: Axes, slices: dict[str, np.ndarray], name: str, channel: int, a
     _backdrop(axes, slices, aspect)
     values = np.clip(slices[name][channel], 0, 1)
     if name in MASKS:
-        colour = CONTOURS["label" if name == "label" else "fine"]
+        colour = CONTOURS["label" if name == "label" else "segmentation"]
         axes.contourf(values, levels=[0.5, np.inf], colors=[colour], alpha=0.75)
     else:
         axes.imshow(values, cmap=PROBABILITY_COLOURS, vmin=0, vmax=1, alpha=values**0.5, aspect=aspect)
@@ -224,15 +230,21 @@ def _backdrop(axes: Axes, slices: dict[str, np.ndarray], aspect: float) -> None:
 
 
 def _contours(axes: Axes, slices: dict[str, np.ndarray]) -> None:
-    """Label below and wider than fine, so that both stay visible where they agree."""
-    for name, width in (("label", 2.0), ("fine", 0.9)):
-        if name in slices and (slices[name][0] > 0.5).any():
-            axes.contour(slices[name][0] > 0.5, levels=[0.5], colors=[CONTOURS[name]], linewidths=width)
+    """Label below and wider than the segmentation, so that both stay visible where they agree."""
+    for name, mask in contoured(slices).items():
+        if mask.any():
+            axes.contour(mask, levels=[0.5], colors=[CONTOURS[name]], linewidths=2.0 if name == "label" else 0.9)
+
+
+def contoured(slices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Masks whose contours are drawn: the label and the segmentation: fine, or refined of a network without fine."""
+    maps = {"label": "label", "segmentation": "fine" if "fine" in slices else "refined"}
+    return {name: slices[key][0] > 0.5 for name, key in maps.items() if key in slices}
 
 
 def _footer(figure: Figure, slices: dict[str, np.ndarray]) -> None:
     width, height = figure.get_size_inches()
-    lines = [Line2D([], [], color=CONTOURS[name], label=name) for name in CONTOURS if name in slices]
+    lines = [Line2D([], [], color=CONTOURS[name], label=name) for name in contoured(slices)]
     if lines:
         figure.legend(handles=lines, loc="lower left", ncols=2, frameon=False, labelcolor=INK, fontsize=8)
     if set(PROBABILITIES) & set(slices):

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .figures import BACKGROUND, CONTOURS, INK, literal
+from .figures import BACKGROUND, CONTOURS, INK, contoured, literal
 from .runs import Run
 from .statistics import interval, rank_correlation
 
@@ -62,7 +62,7 @@ def pictures(
                 _picture(axes, reference, "target", boxes[case], ["label"] * contours)
                 axes.text(0.02, 0.02, literal(case), color=INK, fontsize=7, transform=axes.transAxes, va="bottom")
             else:
-                _picture(axes, row[name], "synthetic", boxes[case], ["label", "fine"] * contours)
+                _picture(axes, row[name], "synthetic", boxes[case], [*CONTOURS] * contours)
     _contour_legend(figure) if contours else None
     return figure
 
@@ -299,10 +299,10 @@ def _picture(
     axes.imshow(
         image[box], cmap="gray", vmin=float(scale.min()), vmax=float(scale.max()), aspect=float(archive["aspect"])
     )
-    for contour, width in (("label", 1.8), ("fine", 0.9)):
-        if contour in contours and contour in archive and (archive[contour][0][box] > 0.5).any():
-            mask = archive[contour][0][box] > 0.5
-            axes.contour(mask, levels=[0.5], colors=[CONTOURS[contour]], linewidths=width)
+    for contour, mask in contoured(archive).items():
+        if contour in contours and mask[box].any():
+            width = 1.8 if contour == "label" else 0.9
+            axes.contour(mask[box], levels=[0.5], colors=[CONTOURS[contour]], linewidths=width)
 
 
 def _contour_legend(figure: Figure) -> None:
