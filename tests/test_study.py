@@ -89,6 +89,7 @@ def test_the_settings_of_a_row_lie_over_its_configs(file, ran):
     out = str(file.parent / "out")
     assert training.settings == {
         "model_name": "no_consistency",
+        "seed": 0,
         "epochs": 3,
         "loss_weights::consistency": 0,
         "dataset_dir": str(file.parent),
@@ -266,6 +267,14 @@ def test_more_epochs_train_on_and_evaluate_again(file, ran):
     write_study(file.parent, options={"epochs": 5})
     study(str(file), only="real FLAIR")
     assert ran.calls == ["real FLAIR, training", "real FLAIR, evaluating"]
+
+
+def test_the_seed_of_a_study_is_that_of_every_training_unless_a_row_has_its_own(tmp_path):
+    rows = [{"name": "first"}, {"name": "second", "options": {"seed": 7}}]
+    seeds = {step.label: step.settings["seed"] for step in steps_of(write_study(tmp_path, rows=rows, seed=3))}
+    assert seeds == {
+        f"{row}, {does}": seed for row, seed in (("first", 3), ("second", 7)) for does in ("training", "evaluating")
+    }
 
 
 @pytest.mark.parametrize("options", [{"epochs": 2}, {"epochs": 5, "seed": 1}], ids=str)

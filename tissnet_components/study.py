@@ -205,6 +205,7 @@ def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, p
     ids = _ids(content["bundle"], tuple(configs))
     settings = {
         "model_name": slug(row["name"]),
+        "seed": content["seed"],
         **_options(kind, row, content, ids, label),
         "dataset_dir": content["dataset_dir"],
         "datalist": datalist,
