@@ -221,6 +221,10 @@ def test_how_well_a_quality_without_a_label_finds_the_bad_cases(runs):
     as_study(runs, alarm={"dice": 0.5, "agreement": 0.5})
     page = page_of(runs)
     assert row_of(page, "TISS-Net", title)[3:] == ["1 / 2 (50 %)", "1 / 2 (50 %)"]
+    report(str(runs), str(runs.parent / "out"))
+    kept = (runs.parent / "out" / "tables" / "quality_without_a_label.csv").read_text().splitlines()
+    assert kept[0].endswith(",Bad cases found,Bad cases found of,False alarms,False alarms of")
+    assert kept[1].endswith(",1,2,1,2")
     assert "Bad: Dice below 50 %. Alarm: agreement of fine and refined below 0.5." in page
 
 
@@ -235,12 +239,56 @@ def test_typical_cases_are_those_at_the_90th_50th_and_10th_percentile_of_the_dic
     assert typical_cases(Run("a", "whole volume", cases)) == ["case_9", "case_5", "case_1"]
 
 
-def test_gains_are_over_the_reference_of_the_last_table(runs):
-    rows = {"without FLAIR": ["a"], "TISS-Net": ["b"]}
-    tables = [{"title": name, "head": ["Method"], "rows": rows, "reference": name} for name in rows]
+def two_row_table(**settings):
+    return {"title": "Table 4", "head": ["Method"], "rows": {"without FLAIR": ["a"], "TISS-Net": ["b"]}, **settings}
+
+
+def test_gains_are_over_the_chosen_reference_or_that_of_the_last_table_that_ranks_several_runs(runs):
+    stages = {"TISS-Net:fine": ["fine"], "TISS-Net:refined": ["refined"]}
+    tables = [
+        two_row_table(reference="TISS-Net"),
+        two_row_table(title="Table 3", rows=stages, reference="TISS-Net:fine"),
+        two_row_table(reference="without FLAIR", unranked=["without FLAIR"]),
+    ]
     as_study(runs, tables=tables)
     assert "Each case&#39;s Dice minus that of TISS-Net:" in page_of(runs)
     assert "Each case&#39;s Dice minus that of without FLAIR:" in page_of(runs, reference="without FLAIR")
+
+
+def test_the_reference_of_a_study_is_that_of_its_tables_without_one(runs):
+    as_study(
+        runs, tables=[two_row_table(reference="TISS-Net"), two_row_table(title="Table 5")], reference="without FLAIR"
+    )
+    page = page_of(runs)
+    assert "Table 4: compared with TISS-Net" in page and "Table 5: compared with without FLAIR" in page
+    assert "Table 4: compared with without FLAIR" in page_of(runs, reference="without FLAIR")
+
+
+def test_runs_that_the_study_does_not_know_stand_beside_its_methods(runs, tmp_path):
+    write_whole(tmp_path / "eval" / "mine" / "cases.csv", SYNTHESIS.replace("0.95", "0.85").encode())
+    as_study(runs, tables=[two_row_table()], methods=["TISS-Net"])
+    page = page_of(runs)
+    assert "further runs" not in page and "mine" not in page
+    report([str(runs), str(tmp_path / "eval")], str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    table = "<caption>Segmentation, with further runs</caption>"
+    assert row_of(page, "mine", table)[0] == "42.50 ± 60.10" and row_of(page, "TISS-Net", table)
+    assert {"mine: Dice (%)", "TISS-Net: Dice (%)"} <= set(re.findall(r'<th scope="col">(.*?)</th>', page))
+
+
+def test_another_study_is_said_to_have_tables_of_its_own(runs, tmp_path):
+    as_study(runs)
+    shutil.copytree(runs / "direct", tmp_path / "second" / "other")
+    write_whole(tmp_path / "second" / "study.json", json.dumps({"rows": [{"name": "other"}]}).encode())
+    report([str(runs), str(tmp_path / "second")], str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{tmp_path / 'second'} holds a study of its own; its runs are shown here, its tables are not" in page
+    assert f"{runs} holds a study" not in page
+
+
+def test_the_table_of_cases_says_whose_segmentation_it_is_and_by_which_protocol(runs):
+    write_whole(runs / "direct" / "cases.csv", CASES.replace("fine", "refined").encode())
+    assert "Segmentation: fine; refined of direct. Protocol: whole volume. Dice: overlap" in page_of(runs)
 
 
 def test_a_picture_that_was_cut_off_is_named(runs):

@@ -131,6 +131,15 @@ def test_missing_cases_other_protocols_and_a_single_run_are_said(tmp_path):
     assert "different protocols (tumor slab, whole volume)" in said(tmp_path)
 
 
+def test_cases_that_every_run_lacks_are_known_from_the_datalist_beside_them(tmp_path):
+    datalist = {"training": [{"case": "carl"}], "test": [{"case": "anna"}, {"case": "bert"}], "sources": ["t2"]}
+    for name in ("a", "b"):
+        evaluation(tmp_path / name, "anna")
+        write_whole(tmp_path / name / "datalist.json", json.dumps(datalist).encode())
+        assert f"{name} has no result of bert, which its datalist asks for" in said(tmp_path)
+    assert "carl" not in said(tmp_path)
+
+
 def test_runs_that_no_table_shows_together_may_have_other_cases(tmp_path):
     evaluation(tmp_path / "test patients", "anna")
     evaluation(tmp_path / "validation patients", "bert")

@@ -61,7 +61,7 @@ def test_an_unranked_upper_bound_is_never_bold_and_said_to_be_aside():
     layout = layout_of("good", "poor", "bound", unranked=["bound"], reference="good")
     table = result_table(layout, runs_of(GOOD, POOR, bound))
     assert bold(table) == ["90.00 ± 7.79", "2.00 ± 0.82"]
-    assert any(note.startswith("Bold: best of its column, bound aside. †") for note in table.notes)
+    assert any(note.startswith("Bold: best of its column, bound aside; ") for note in table.notes)
 
 
 def test_a_mean_over_fewer_cases_cannot_win():

@@ -75,7 +75,7 @@ def to_csv(table: Table) -> str:
         for index in range(len(table.head))
     ]
     heads = (
-        [f"{head.rstrip(' ↑↓')} {name}" for name in names] or [head]
+        [f"{head.rstrip(' ↑↓')} {name}".rstrip() for name in names] or [head]
         for head, names in zip(table.head, numbers, strict=True)
     )
     writer.writerow([cell for group in heads for cell in group])

@@ -13,13 +13,16 @@ from matplotlib.figure import Figure
 from ..files import files_below, write_whole
 from . import formats, plots
 from .layouts import (
+    QUALITY,
     case_table,
     check_report,
     evaluated,
+    further_runs,
     layouts_of,
     pictured,
     provenance_table,
     quality_table,
+    reference_of,
     slices_of,
 )
 from .runs import Run, notes, read_runs, records_of, simulated, study_of
@@ -38,10 +41,8 @@ CALIBRATION = (
     "mistakes of the coarse segmentation; below it, the network doubts itself too much. Most voxels are background."
 )
 REFERRAL = (
-    "Cases sorted by a quality that needs no label; the worst go to a human. Dice predicted from the error map: that "
-    "of coarse if every voxel were wrong with its predicted probability. Agreement: the Dice of fine and refined with "
-    "each other. Rank correlation (Spearman) of each with the true Dice, in this order. A curve that rises like the "
-    "dotted one knows its bad cases."
+    f"Cases sorted by a quality that needs no label; the worst go to a human. {QUALITY} Rank correlation (Spearman) of "
+    "each with the true Dice, in this order. A curve that rises like the dotted one knows its bad cases."
 )
 LEARNING = (
     "Blue: the patches of the training, augmented and with dropout, 1 minus the Dice loss of both classes, averaged "
@@ -108,9 +109,9 @@ def report(
     content = {
         "title": title or study.get("title", "TISS-Net report"),
         "simulated": any(map(simulated, roots)),
-        "notes": notes(found, roots, _side_by_side(wanted, layouts)),
+        "notes": [*_other_studies(roots, home), *notes(found, roots, _side_by_side(wanted, layouts))],
         "tables": [table for layout in layouts for table in _tables(layout, found)] + _quality(wanted, found),
-        "figures": list(_figures(wanted, found, layouts)),
+        "figures": list(_figures(wanted, found, layouts, reference)),
         "cases": case_table(_methods(wanted, found)) if found else None,
         "provenance": provenance_table(study, records_of(home, study)) if study else None,
     }
@@ -133,6 +134,15 @@ def _read(roots: Sequence[Path]) -> dict[str, Run]:
     return found
 
 
+def _other_studies(roots: Sequence[Path], home: Path) -> list[str]:
+    """Studies whose runs are shown, but not their own tables."""
+    return [
+        f"{root} holds a study of its own; its runs are shown here, its tables are not: report it alone for those."
+        for root in roots
+        if root != home and study_of(root)
+    ]
+
+
 def _side_by_side(wanted: Mapping, layouts: Sequence[Layout]) -> list[list[str]]:
     """Groups of runs that a reader compares."""
     tables = [[run_of(row) for row in layout.rows] for layout in layouts]
@@ -140,8 +150,9 @@ def _side_by_side(wanted: Mapping, layouts: Sequence[Layout]) -> list[list[str]]
 
 
 def _methods(wanted: Mapping, runs: Mapping[str, Run]) -> dict[str, Run]:
-    """The runs that figures of single cases show: those that the study chose, or all."""
-    return {name: runs[name] for name in wanted.get("methods", runs) if name in runs}
+    """The runs that figures of single cases show: those that the study chose and those it does not know, or all."""
+    chosen = [*wanted["methods"], *further_runs(wanted, runs)] if "methods" in wanted else runs
+    return {name: runs[name] for name in chosen if name in runs}
 
 
 def _tables(layout: Layout, runs: Mapping[str, Run]) -> list[Table]:
@@ -160,7 +171,9 @@ def _quality(wanted: Mapping, runs: Mapping[str, Run]) -> list[Table]:
     return [quality_table(ranking, wanted.get("alarm", {}))] if ranking else []
 
 
-def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]) -> Iterator[Shown]:
+def _figures(
+    wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout], chosen: str | None
+) -> Iterator[Shown]:
     for figure in pictured(wanted, runs):
         lines = ", the label in yellow and the segmentation in green" if figure["contours"] else ""
         caption = (
@@ -174,8 +187,7 @@ def _figures(wanted: Mapping, runs: Mapping[str, Run], layouts: Sequence[Layout]
     if curves:
         yield _shown("Hyper-parameters", _curves_caption(curves, runs), plots.sweeps(curves, runs))
     methods = [run for run in _methods(wanted, runs).values() if run.has(f"{plots.stage(run)}_dice")]
-    references = [run_of(layout.reference) for layout in layouts if layout.reference]
-    reference = next((run for name in reversed(references) for run in methods if run.name == name), None)
+    reference = next((run for run in methods if run.name == reference_of(layouts, chosen)), None)
     rivals = [run for run in methods if comparable(run, reference)]
     if reference is not None and [run for run in rivals if run is not reference]:
         yield _shown("Who gains, who loses", GAINS.format(reference.name), plots.gains(rivals, reference))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from . import slug
 from .plots import QUALITIES, stage
 from .runs import Run
 from .statistics import RESAMPLES, correlation_interval, finite_pairs, rank_correlation
-from .tables import IMAGE, Cell, Layout, Table, run_of
+from .tables import DICE, DISTANCES, IMAGE, Cell, Layout, Table, run_of
 
 TABLE_KEYS = {
     "title": str,
@@ -44,6 +45,10 @@ KINDS = {
     list[str]: "a list of texts",
     list | dict: "a list or an object",
 }
+QUALITY = (
+    "Dice predicted from the error map: that of coarse if every voxel were wrong with its predicted probability. "
+    "Agreement: the Dice of fine and refined with each other."
+)
 FEW_METHODS = 4
 PICTURED_METHODS, QUANTILES = 6, (0.9, 0.5, 0.1)
 PLACES = ("dataset_dir", "datalist", "ckpt_dir", "output_dir")  # settings that a study gives every run
@@ -83,10 +88,38 @@ def evaluated(study: Mapping) -> list[str]:
 
 
 def layouts_of(wanted: Mapping, names: Sequence[str], runs: Mapping[str, Run], reference: str | None) -> list[Layout]:
-    """The study's tables, or the usual ones; `reference` replaces theirs where it is one of their rows."""
-    found = [_layout(entry) for entry in wanted.get("tables", [])] or usual_layouts(names, runs)
-    chosen = reference or wanted.get("reference")
-    return [_with_reference(layout, chosen) for layout in found]
+    """The study's tables, or the usual ones; `reference` replaces theirs where it is one of their rows.
+
+    `further_runs` stand in a table behind the study's own, beside its methods.
+    """
+    found = [_layout(entry) for entry in wanted.get("tables", [])]
+    if not found:
+        found = usual_layouts(names, runs)
+    elif others := further_runs(wanted, runs):
+        methods = [name for name in wanted.get("methods", []) if name not in others]
+        beside = usual_layouts([*methods, *others], runs)[0]
+        found.append(replace(beside, title="Segmentation, with further runs"))
+    return [_with_reference(layout, reference, wanted.get("reference")) for layout in found]
+
+
+def further_runs(wanted: Mapping, runs: Mapping[str, Run]) -> list[str]:
+    """Runs that no table or curve of a study names, such as those of another folder."""
+    tables = [run_of(row) for entry in wanted.get("tables", []) for row in entry["rows"]]
+    named = set(tables).union(*(curve["rows"] for curve in wanted.get("curves", [])))
+    return [name for name in runs if name not in named] if tables else []
+
+
+def reference_of(layouts: Sequence[Layout], chosen: str | None) -> str | None:
+    """The run that single cases are compared with: the chosen one, or that of the last table that ranks several runs.
+
+    A reference that its table keeps out of the ranking, such as an upper bound, is none.
+    """
+    found = [
+        run_of(layout.reference)
+        for layout in layouts
+        if layout.reference and layout.reference not in layout.unranked and len(set(map(run_of, layout.rows))) > 1
+    ]
+    return chosen or (found[-1] if found else None)
 
 
 def usual_layouts(names: Sequence[str], runs: Mapping[str, Run]) -> list[Layout]:
@@ -166,7 +199,11 @@ def case_table(runs: Mapping[str, Run]) -> Table:
             cells += [_number(values.get(f"{stage(run)}_{name}", math.nan), *style) for name, _, *style in metrics]
         rows.append(cells)
     head = ["case", "tumor (ml)", *(f"{name}: {title}" for name in runs for _, title, *_ in metrics)]
-    return Table("Case by case", head, rows, [])
+    protocols = sorted({run.protocol for run in runs.values()})
+    stages = {name: stage(run) for name, run in runs.items() if stage(run) != "fine"}
+    others = ", ".join(f"{found} of {name}" for name, found in stages.items())
+    notes = [f"Segmentation: fine{others and f'; {others}'}. Protocol: {', '.join(protocols)}. {DICE}"]
+    return Table("Case by case", head, rows, notes + [DISTANCES] * (len(runs) <= FEW_METHODS))
 
 
 def quality_table(runs: Sequence[Run], alarm: Mapping[str, float]) -> Table:
@@ -185,8 +222,9 @@ def quality_table(runs: Sequence[Run], alarm: Mapping[str, float]) -> Table:
             cells = [Cell(run.name), Cell(QUALITIES[metric][0]), Cell(str(finite_pairs(dice, quality).shape[1]))]
             rows.append([*cells, _correlation(dice, quality), *caught])
     notes = [
+        QUALITY,
         f"Rank correlation (Spearman) with the true Dice, over the cases that have both. CI: percentile bootstrap of "
-        f"{RESAMPLES:,} resamples of cases, seed 0."
+        f"{RESAMPLES:,} resamples of cases, seed 0.",
     ]
     if alarm:
         limits = " and ".join(f"{QUALITIES[key][0]} below {alarm[key]:g}" for key in QUALITIES if key in alarm)
@@ -211,7 +249,7 @@ def _share(alarm: np.ndarray | None, group: np.ndarray) -> Cell:
     if alarm is None or not group.any():
         return Cell("n/a")
     hits, share = alarm[group].sum(), alarm[group].mean()
-    return Cell(f"{hits} / {group.sum()} ({100 * share:.0f} %)", numbers={"": share})
+    return Cell(f"{hits} / {group.sum()} ({100 * share:.0f} %)", numbers={"": hits, "of": group.sum()})
 
 
 def provenance_table(study: Mapping, records: Mapping[str, Sequence[Mapping]]) -> Table:
@@ -231,7 +269,7 @@ def provenance_table(study: Mapping, records: Mapping[str, Sequence[Mapping]]) -
     notes = [
         f"Options of all rows: {', '.join(_common(options)) or 'none'}; "
         f"configs of all rows: {', '.join(_common(configs)) or 'none'}.",
-        f"Folds: {study.get('folds') or len(study.get('datalists', [])) or 'none'}; seed {study.get('seed', 0)}. "
+        f"Folds: {study.get('folds') or len(study.get('datalists', [])) or 'none'}. Seed: {study.get('seed', 0)}. "
         f"Minutes: training and evaluation of all folds, on {' and '.join(machines) or 'an unknown machine'}.",
     ]
     return Table("How it was made", ["Row", "Configs", "Options", "Minutes"], rows, notes)
@@ -245,10 +283,11 @@ def _configs(study: Mapping, row: Mapping, kept: Sequence[Mapping]) -> list[str]
 
 def _options(study: Mapping, row: Mapping, kept: Sequence[Mapping]) -> list[str]:
     """The options of a row's runs, or those that the study has for it; "A or B" where its runs differ."""
+    implied = [("model_name", slug(row["name"])), ("seed", study.get("seed", 0))]
     values: dict[str, list[str]] = {}
     for settings in [record["settings"] for record in kept] or [study.get("options", {}) | row.get("options", {})]:
         for key, value in settings.items():
-            if key not in PLACES and (key, value) != ("model_name", slug(row["name"])):
+            if key not in PLACES and (key, value) not in implied:
                 values.setdefault(key, []).append(str(value))
     return [f"{key} {' or '.join(dict.fromkeys(texts))}" for key, texts in values.items()]
 
@@ -264,9 +303,13 @@ def _layout(entry: Mapping) -> Layout:
     return Layout(**entry)
 
 
-def _with_reference(layout: Layout, reference: str | None) -> Layout:
-    row = next((row for row in layout.rows if reference and reference in (row, run_of(row))), layout.reference)
-    return Layout(layout.title, layout.head, layout.rows, layout.metrics, row, layout.unranked)
+def _with_reference(layout: Layout, chosen: str | None, default: str | None) -> Layout:
+    """The layout with the chosen reference, where it has such a row; else its own; without one, the study's."""
+
+    def row_of(reference: str | None) -> str | None:
+        return next((row for row in layout.rows if reference in (row, run_of(row))), None)
+
+    return replace(layout, reference=row_of(chosen) or layout.reference or row_of(default))
 
 
 def check_keys(given: object, known: Mapping[str, type], where: str, required: Sequence[str] = ()) -> None:

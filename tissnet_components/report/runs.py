@@ -29,6 +29,7 @@ class Run:
         folders: case -> the folder of its pictures.
         calibration: (10, 5), the columns of CALIBRATION, summed over cases; None without an error map.
         learning: of each fold, loss term or metric -> (N, 2), iteration and value; empty without TensorBoard's files.
+        untested: cases that the datalist beside the tables has in the sections that were tested, and the tables lack.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Run:
     folders: dict[str, Path] = field(default_factory=dict)
     calibration: np.ndarray | None = None
     learning: list[dict[str, np.ndarray]] = field(default_factory=list)
+    untested: list[str] = field(default_factory=list)
 
     def values(self, metric: str) -> dict[str, float]:
         """Case -> value; NaN where the case has none."""
@@ -149,6 +151,12 @@ def notes(runs: Mapping[str, Run], roots: Sequence[Path], groups: Sequence[Seque
     ]
     for group in groups:
         found += _differences([runs[name] for name in group if name in runs])
+    found += [
+        f"{run.name} has no result of {listed(run.untested)}, which its datalist asks for: the evaluation ended early "
+        f"or could not read them. Look at its log, and evaluate again."
+        for run in runs.values()
+        if run.untested
+    ]
     found += [gap for run in runs.values() for gap in _gaps(run)]
     if len(runs) == 1:
         found.append(f"{next(iter(runs))} is the only run: there is nothing to compare it with.")
@@ -196,7 +204,7 @@ def read_json(file: Path) -> dict:
 
 
 def _run(name: str, places: Sequence[Path]) -> Run:
-    cases, folders, protocols, calibrations, learning = {}, {}, set(), [], []
+    cases, folders, protocols, calibrations, learning, untested = {}, {}, set(), [], [], []
     for place in places:
         for row in _read_csv(place / "cases.csv", ("protocol", "case")):
             case = row.pop("case")
@@ -206,14 +214,22 @@ def _run(name: str, places: Sequence[Path]) -> Run:
             cases[case] = {metric: _number(cell, place / "cases.csv") for metric, cell in row.items()}
             _check_dice(cases[case], case, place / "cases.csv")
             folders[case] = place / case
+        tested = {case for case in folders if folders[case].parent == place}
+        untested += _untested(place / "datalist.json", tested)
         if (place / "calibration.csv").is_file():
-            tested = {case for case in folders if folders[case].parent == place}
             calibrations.append(_calibration(place / "calibration.csv", tested))
         learning += [_learning(log) for log in sorted(place.glob("training/*_tensorboard"))]
     if len(protocols) != 1:
         found = f"the protocols {sorted(protocols)}" if protocols else "no case"
         raise ValueError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
-    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), learning)
+    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), learning, untested)
+
+
+def _untested(datalist: Path, tested: set[str]) -> list[str]:
+    content = read_json(datalist) if datalist.is_file() else {}
+    lists = [entries for entries in content.values() if isinstance(entries, list)] if isinstance(content, dict) else []
+    sections = [{str(entry["case"]) for entry in part if isinstance(entry, dict) and "case" in entry} for part in lists]
+    return sorted(case for section in sections if section & tested for case in section - tested)
 
 
 def _learning(log: Path) -> dict[str, np.ndarray]:

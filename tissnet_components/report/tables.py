@@ -30,7 +30,8 @@ DISTANCES = (
     "A missing value is left out of the mean and counted."
 )
 SIMILARITY = (
-    f"SSIM and PSNR: images in [-1, 1], data range 2; SSIM with a 3D Gaussian window of {SSIM_WINDOW} voxels, sigma "
+    f"SSIM and PSNR: on the label's grid, against the target as the training sees it, clipped and resampled to its "
+    f"voxels and back; images in [-1, 1], data range 2; SSIM with a 3D Gaussian window of {SSIM_WINDOW} voxels, sigma "
     f"{SSIM_SIGMA}, where it fits. Global: the entire image, background included. Brain: the box of the real target's "
     f"foreground. Local: the box of the true tumor, widened to at least {SSIM_WINDOW} voxels a side."
 )
@@ -280,7 +281,8 @@ def _notes(layout: Layout, runs: Mapping[str, Run]) -> list[str]:
     if layout.reference:
         aside = ", ".join(label(layout, row) for row in layout.unranked)
         notes.append(
-            f"Bold: best of its column{aside and f', {aside} aside'}. †: differs from "
+            f"Bold: best of its column{aside and f', {aside} aside'}; rows with more missing values than others do not "
+            f"compete. †: differs from "
             f"{label(layout, layout.reference)} (paired t-test, p < {SIGNIFICANT} after Holm's correction)."
         )
     return notes + list(dict.fromkeys(METRICS[metric].definition for metric in layout.metrics))
