@@ -16,6 +16,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 from test_bundle_configs import references, unknown_ids
 
+from tissnet_components.report.tables import run_of
+
 ROOT = Path(__file__).parents[1]
 SOURCES = {"brats": ["t1", "t1ce", "t2"], "vs": ["t2"]}
 TABLES = dict(re.findall(r"^### (.*?):.*?\n(.*?)(?=^##|\Z)", (ROOT / "docs/reproduce.md").read_text(), re.M | re.S))
@@ -48,6 +50,19 @@ TICKS = {  # the ticks of Tables 1 and 5, then 2 and 6: the losses of each row
     "all_error": GENERATOR | {"error"},
     "all_fine_error": GENERATOR | {"fine", "error"},
     "model": GENERATOR | {"fine", "error", "consistency"},
+}
+SYMBOLS = {  # the heads of those tables
+    "L_syn-g": SYNTHESIS,
+    "L_syn-t": TUMOR,
+    "L_p": {"perceptibility"},
+    "L_c": {"coarse"},
+    "L_fine": {"fine"},
+    "L_err": {"error"},
+    "L_con": {"consistency"},
+}
+STUDIES = {
+    bundle: json.loads((ROOT / "studies" / f"{name}.json").read_text())
+    for bundle, name in (("brats", "glioma"), ("vs", "schwannoma"))
 }
 MAPS = {  # a compared method -> the files that inference writes
     "pix2pix": {"seg", "synthetic"},
@@ -176,15 +191,75 @@ def test_a_sweep_sets_one_weight_to_what_it_is_named_after(bundle, name):
     assert swept.get() == chosen.get()
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        pytest.param("pix2pix_generator", {"loss_weights": {"global_adversarial": 1, "global_l1": 100}}, id="Pix2Pix"),
+        pytest.param(
+            "pgan_generator",
+            {
+                "loss_weights": {"global_adversarial": 1, "global_l1": 100, "perceptual": 100},
+                "learning_rate": 0.0002,
+                "constant_epochs": 125,
+            },
+            id="PGAN",
+        ),
+        pytest.param("wang2020", {"lesion_weight": 5}, id="Wang"),
+        pytest.param(
+            "uagan",
+            {
+                "loss_weights": {"adversarial": 1, "contrast": 1, "cycle": 10, "fine": 100, "shape": 100},
+                "critic_weights": {"wasserstein": 1, "gradient_penalty": 10, "real_contrast": 1},
+                "shape_epochs": 60,
+            },
+            id="UAGAN",
+        ),
+    ],
+)
+def test_a_compared_method_has_the_weights_that_the_docs_give_it(bundle, name, values):
+    parser = parse(bundle, "train", *CONFIGS[name], epochs=250)
+    assert {key: parser.get_parsed_content(key) for key in values} == values
+
+
+def test_a_study_has_the_rows_of_every_table(bundle):
+    rows = [row.get("configs", []) for row in STUDIES[bundle]["rows"] if row.get("train", True)]
+    assert sorted(rows) == sorted(
+        configs for configs in CONFIGS.values() if bundle == "brats" or "ablations/t2_only" not in configs
+    )
+
+
+def test_the_tables_of_a_study_tick_the_losses_that_its_rows_have(bundle):
+    study, losses = STUDIES[bundle], {tuple(CONFIGS[name]): ticks for name, ticks in TICKS.items()}
+    configs = {row["name"]: tuple(row.get("configs", [])) for row in study["rows"]}
+    for table in study["report"]["tables"][:2]:
+        known = set().union(*(SYMBOLS.get(head, set()) for head in table["head"]))
+        for row, cells in table["rows"].items():
+            ticked = [SYMBOLS[head] for head, cell in zip(table["head"], cells, strict=True) if cell == "✓"]
+            assert set().union(*ticked) == losses[configs[run_of(row)]] & known, row
+
+
+def test_the_curves_of_a_study_stand_at_the_weights_of_their_rows(bundle):
+    weights = {"λ_p": "loss_weights::perceptibility", "λ_c": "loss_weights::coarse", "λ_s": "segmentor_weight"}
+    configs = {row["name"]: row.get("configs", []) for row in STUDIES[bundle]["rows"]}
+    curves = STUDIES[bundle]["report"]["curves"]
+    assert {curve["x"] for curve in curves} == set(weights)
+    for curve in curves:
+        for row, value in curve["rows"].items():
+            assert parse(bundle, "train", *configs[row])[weights[curve["x"]]] == value, row
+
+
 def measured(name: str) -> tuple[set[str], set[str]]:
     """Columns that a row of the tables needs, and columns of maps that it does not have or does not train."""
     if name.startswith("synthesis") or name.endswith("_generator"):
-        return {"perceptibility_dice", "ssim", "local_psnr"}, {"fine_dice", "refined_dice"}
+        without = {"coarse_dice"} if "coarse" not in TICKS.get(name, ()) else set()
+        return {"perceptibility_dice", "ssim", "local_psnr"}, {"fine_dice", "refined_dice"} | without
     if name in ("synthetic_coarse_error", "all_error"):
         return {"refined_dice", "refined_assd_mm", "refined_hd95_mm"}, {"fine_dice", "average_dice"}
     if name == "model":
         return {"fine_dice", "refined_dice", "average_dice", "coarse_dice", "perceptibility_dice", "ssim"}, set()
-    return {"fine_dice", "fine_assd_mm", "fine_hd95_mm"}, set()
+    images = {"ssim", "psnr"} if "synthetic" in MAPS.get(name, ()) else set()
+    without = {"refined_dice", "average_dice"} if "error" not in TICKS.get(name, ()) else set()
+    return {"fine_dice", "fine_assd_mm", "fine_hd95_mm"} | images, without
 
 
 @pytest.mark.slow
