@@ -15,7 +15,7 @@ from monai.bundle.utils import merge_kv
 from tissnet_components.datasets.folds import fold_datalists
 from tissnet_components.files import to_json, write_whole
 from tissnet_components.report import slug
-from tissnet_components.report.layouts import check_keys, check_report, evaluated
+from tissnet_components.report.wanted import check_keys, check_report, evaluated
 from tissnet_components.steps import Step, print_steps, refusal, run_steps
 
 ROW_KEYS = {  # of a row, and of all rows

@@ -12,21 +12,12 @@ from matplotlib.figure import Figure
 
 from ..files import files_below, write_whole
 from . import formats, plots
-from .layouts import (
-    QUALITY,
-    case_table,
-    check_report,
-    evaluated,
-    further_runs,
-    layouts_of,
-    pictured,
-    provenance_table,
-    quality_table,
-    reference_of,
-    slices_of,
-)
+from .cases import QUALITY, case_table, quality_table
+from .layouts import further_runs, layouts_of, pictured, reference_of, slices_of
+from .provenance import provenance_table
 from .runs import Run, notes, read_runs, records_of, simulated, study_of
 from .tables import Layout, Table, comparable, comparison_table, comparisons, result_table, run_of
+from .wanted import check_report, evaluated
 
 CASES = " The cases are those at the 90th, 50th and 10th percentile of the Dice of {}."
 GAINS = (

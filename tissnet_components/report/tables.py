@@ -66,6 +66,10 @@ class Cell:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
+def number_cell(value: float, scale: float, decimals: int) -> Cell:
+    return Cell(mean_and_sd(value * scale, math.nan, decimals), numbers={"": value * scale})
+
+
 @dataclass(frozen=True)
 class Table:
     """A title, a head, rows as long as the head, and notes that stand under it."""
