@@ -181,13 +181,13 @@ def _rows(slices: dict[str, np.ndarray]) -> list[list[tuple[str, int]]]:
 
     A source that is the real target, as of the perceptor, has no panel of its own.
     """
-    panels = [(name, channel) for name, image in slices.items() for channel in range(len(image))]
-    if "target" in slices:
-        panels = [
-            (name, channel)
-            for name, channel in panels
-            if name != "source" or not np.array_equal(slices[name][channel], slices["target"][0])
-        ]
+    target = slices.get("target", [None])[0]
+    panels = [
+        (name, channel)
+        for name, image in slices.items()
+        for channel in range(len(image))
+        if name != "source" or not np.array_equal(image[channel], target)
+    ]
     images = [panel for panel in panels if panel[0] in IMAGES]
     others = [panel for panel in panels if panel[0] not in IMAGES]
     return [images + others] if len(panels) <= 5 else [row for row in (images, others) if row]

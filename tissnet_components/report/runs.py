@@ -226,6 +226,7 @@ def _run(name: str, places: Sequence[Path]) -> Run:
 
 
 def _untested(datalist: Path, tested: set[str]) -> list[str]:
+    """Cases of the sections that were tested, by the datalist that an evaluation keeps, without a result."""
     content = read_json(datalist) if datalist.is_file() else {}
     lists = [entries for entries in content.values() if isinstance(entries, list)] if isinstance(content, dict) else []
     sections = [{str(entry["case"]) for entry in part if isinstance(entry, dict) and "case" in entry} for part in lists]
