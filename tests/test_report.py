@@ -246,13 +246,13 @@ def two_row_table(**settings):
 def test_gains_are_over_the_chosen_reference_or_that_of_the_last_table_that_ranks_several_runs(runs):
     stages = {"TISS-Net:fine": ["fine"], "TISS-Net:refined": ["refined"]}
     tables = [
-        two_row_table(reference="TISS-Net"),
+        two_row_table(reference="without FLAIR", unranked=["TISS-Net"]),
         two_row_table(title="Table 3", rows=stages, reference="TISS-Net:fine"),
-        two_row_table(reference="without FLAIR", unranked=["without FLAIR"]),
+        two_row_table(reference="TISS-Net", unranked=["TISS-Net"]),
     ]
     as_study(runs, tables=tables)
-    assert "Each case&#39;s Dice minus that of TISS-Net:" in page_of(runs)
-    assert "Each case&#39;s Dice minus that of without FLAIR:" in page_of(runs, reference="without FLAIR")
+    assert "Each case&#39;s Dice minus that of without FLAIR:" in page_of(runs)
+    assert "Each case&#39;s Dice minus that of TISS-Net:" in page_of(runs, reference="TISS-Net")
 
 
 def test_the_reference_of_a_study_is_that_of_its_tables_without_one(runs):
