@@ -1,4 +1,4 @@
-"""Every row of the paper's tables, as docs/reproduce.md lists them: built, trained for one epoch, evaluated.
+"""Every row of the paper's tables, as docs/reference/reproduce.md lists them: built, trained for one epoch, evaluated.
 
 In this process, by the workflow that `monai.bundle run` builds; networks of two channels, patients of 32 x 32 x 12.
 """
@@ -20,8 +20,9 @@ from test_bundle_configs import references, unknown_ids
 from tissnet_components.report.tables import run_of
 
 ROOT = Path(__file__).parents[1]
+REPRODUCE = ROOT / "docs/reference/reproduce.md"
 SOURCES = {"brats": ["t1", "t1ce", "t2"], "vs": ["t2"]}
-TABLES = dict(re.findall(r"^### (.*?):.*?\n(.*?)(?=^##|\Z)", (ROOT / "docs/reproduce.md").read_text(), re.M | re.S))
+TABLES = dict(re.findall(r"^### (.*?):.*?\n(.*?)(?=^##|\Z)", REPRODUCE.read_text(), re.M | re.S))
 ROWS = {table: dict(re.findall(r"^row (\w+)(.*)$", text, re.M)) for table, text in TABLES.items()}
 CONFIGS = {"perceptor": ["direct_segmentation", "comparators/real_target"]}
 CONFIGS |= {name: configs.split() for rows in ROWS.values() for name, configs in rows.items()}
@@ -137,7 +138,7 @@ def test_every_table_is_there_and_every_overlay_has_a_row():
 
 
 def test_the_documented_shell_function_trains_and_evaluates_a_row():
-    [function] = re.findall(r"^```bash\n(DATA=.*?)^```", (ROOT / "docs/reproduce.md").read_text(), re.M | re.S)
+    [function] = re.findall(r"^```bash\n(DATA=.*?)^```", REPRODUCE.read_text(), re.M | re.S)
     script = f'python() {{ echo "$@"; }}\n{function}\nrow model\nrow all_fine ablations/fine_only ablations/t2_only'
     printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
     start, end = "-m monai.bundle run", "--dataset_dir ../../data --model_name"

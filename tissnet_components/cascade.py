@@ -36,7 +36,7 @@ class TissNet(nn.Module):
             synthesis alone (Tables 1 and 5).
         segmentor_inputs: what the segmentor sees, among ``source``, ``synthetic`` and ``coarse`` (Tables 2 and 6).
         detach_coarse: the segmentor and Eq. 7 take ``coarse`` as given, so that their losses reach the generator
-            through ``synthetic`` alone; docs/design.md tells when this is needed.
+            through ``synthetic`` alone; docs/why/design.md tells when this is needed.
 
     Shapes:
         image: (B, C, X, Y, Z), the source modalities in [-1, 1]; any spatial size.

@@ -1,6 +1,6 @@
 """Federated training across hospitals: a job for NVFLARE, in which MONAI's ``MonaiAlgo`` trains at each site.
 
-NVFLARE copies this file into the job and runs it as a script at each site. See docs/clusters.md.
+NVFLARE copies this file into the job and runs it as a script at each site. See docs/guide/clusters.md.
 """
 
 import os

@@ -65,7 +65,7 @@ def study(
         python -m tissnet_components study studies/smoke.json
 
     Args:
-        file: the study, JSON; docs/study.md lists its keys. Relative paths in it start at its folder.
+        file: the study, JSON; docs/guide/study.md lists its keys. Relative paths in it start at its folder.
         out: folder for all that comes out, instead of the study's.
         dataset_dir: folder of the data, which holds datalist.json, instead of the study's.
         only: names of the rows to run, separated by commas; by default all.
@@ -114,7 +114,7 @@ def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None
     given = _read_with_base(file)
     given |= {key: abspath(str(value)) for key, value in {"out": out, "dataset_dir": dataset_dir}.items() if value}
     if missing := [key for key in REQUIRED_KEYS if not given.get(key)]:
-        raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/study.md lists the keys")
+        raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/guide/study.md lists the keys")
     for row in given["rows"]:
         check_keys(row, {"name": str, "train": bool, "evaluate": bool} | ROW_KEYS, f"a row of study {file}")
     names = [slug(row.get("name", "")) for row in given["rows"]]
@@ -179,7 +179,7 @@ def _read_with_base(file: Path, derived: Sequence[Path] = ()) -> dict:
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/study.md shows one") from error
+        raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/guide/study.md shows one") from error
     check_keys(given, STUDY_KEYS | ROW_KEYS, f"study {file}")
     given |= {key: abspath(file.parent / given[key]) for key in PATHS if given.get(key)}
     given |= {"datalists": [abspath(file.parent / path) for path in given["datalists"]]} if "datalists" in given else {}

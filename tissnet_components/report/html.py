@@ -67,7 +67,7 @@ def report(
     difference, paired t-test and Wilcoxon test with Holm's correction. The folder of a study gets the tables and
     figures that the study asks for, in its order.
 
-        python -m tissnet_components report --runs runs/glioma12 --out docs/glioma12 --reference "without FLAIR"
+        python -m tissnet_components report --runs runs/glioma12 --out docs/results/glioma12 --reference "without FLAIR"
 
     Args:
         runs: folder whose subfolders hold `cases.csv` (the folder's name becomes the method's), or several folders.

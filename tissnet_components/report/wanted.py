@@ -83,14 +83,16 @@ def check_keys(given: object, known: Mapping[str, type], where: str, required: S
         ValueError: one sentence.
     """
     if not isinstance(given, dict):
-        raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/study.md shows one")
+        raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/guide/study.md shows one")
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
     if missing := [key for key in required if key not in given]:
         raise ValueError(f"{where} lacks {missing[0]!r}; it has {list(given)}")
     for key, value in given.items():
         if not _is_of(value, known[key]):
-            raise ValueError(f"{key!r} of {where} is {value!r}, expected {KINDS[known[key]]}; docs/study.md shows one")
+            raise ValueError(
+                f"{key!r} of {where} is {value!r}, expected {KINDS[known[key]]}; docs/guide/study.md shows one"
+            )
 
 
 def _is_of(value: object, kind: type) -> bool:
