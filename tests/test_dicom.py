@@ -78,6 +78,16 @@ def test_an_instance_that_lies_there_twice_counts_once(tmp_path):
     assert len(the_only(tmp_path).files) == SHAPE[2]
 
 
+def test_slices_that_share_one_instance_uid_are_told_apart_by_their_positions(tmp_path):
+    items = slices_of(volume())
+    for item in items:
+        item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        del item.InstanceNumber
+    save_all(items, tmp_path / "descriptive")
+    save_all(items, tmp_path / "classic")
+    np.testing.assert_array_equal(read_series(the_only(tmp_path)).dataobj, volume().dataobj)
+
+
 def test_other_files_are_passed_over(tmp_path):
     save_all(slices_of(volume()), tmp_path)
     (tmp_path / "LICENSE").write_text("CC BY 4.0")
@@ -218,6 +228,23 @@ def test_a_slice_whose_header_cannot_describe_its_pixels_is_refused(tmp_path, ta
     save_all(items, tmp_path)
     with pytest.raises(BadCase, match=r"1-003.dcm says that \d+ bits of 16 are used, \d times per pixel"):
         read_series(the_only(tmp_path))
+
+
+@pytest.mark.parametrize(("stored", "high"), [(12, 15), (12, 10), (16, 11)])
+def test_pixels_that_do_not_end_at_the_lowest_bit_are_refused(tmp_path, stored, high):
+    items = slices_of(volume())
+    items[2].BitsStored, items[2].HighBit = stored, high
+    save_all(items, tmp_path)
+    with pytest.raises(BadCase, match=rf"1-003.dcm has HighBit {high}, expected {stored - 1} for {stored} BitsStored"):
+        read_series(the_only(tmp_path))
+
+
+def test_a_highest_bit_that_is_left_out_follows_from_the_bits_stored(tmp_path):
+    items = slices_of(volume())
+    for item in items:
+        del item.HighBit
+    save_all(items, tmp_path)
+    np.testing.assert_array_equal(read_series(the_only(tmp_path)).dataobj, volume().dataobj)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR DS")

@@ -68,7 +68,8 @@ def check_readable(file: str | Path) -> nib.Nifti1Pair:
     """Read a NIfTI file completely, which is the only way to notice that it is truncated.
 
     Returns:
-        the image with its voxels in memory (scaled by the header's slope and intercept).
+        the image with its voxels in memory (scaled by the header's slope and intercept), without the axes of length
+        one after the third, with which FSL, SPM and ITK write one volume.
 
     Raises:
         BadCase: missing, damaged, too large, not NIfTI, or placed in space in no way or in two.
@@ -86,7 +87,8 @@ def check_readable(file: str | Path) -> nib.Nifti1Pair:
         raise
     except Exception as error:  # nibabel, gzip and zlib raise a dozen types; to the user each means the same
         raise BadCase(f"{file} cannot be read as NIfTI ({_one_line(error)}); fetch or export it again") from error
-    return type(image)(voxels, image.affine, image.header)
+    trailing = tuple(axis for axis, length in enumerate(voxels.shape) if axis > 2 and length == 1)
+    return type(image)(voxels.squeeze(trailing), image.affine, image.header)
 
 
 def _all_voxels(image: nib.Nifti1Pair) -> np.ndarray:

@@ -25,10 +25,11 @@ DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 HEADER = (
     *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber"),
     *("Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent"),
+    *("ImagePositionPatient", "EchoTime", "AcquisitionTime"),
 )
 GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 RESCALING = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
-PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "NumberOfFrames")
+PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "NumberOfFrames", "HighBit")
 TOLERANCE_MM = 0.1  # of a slice's place; headers round to 0.001 mm or finer, and a pixel is 0.4 mm
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -57,13 +58,14 @@ class Series:
 def find_series(folder: str | Path) -> list[Series]:
     """Find every DICOM series below a folder, at any depth; other files are passed over.
 
-    Only headers are read. An instance that lies there twice counts once. Sorted by patient, description and UID.
+    Only headers are read. An instance that lies there twice counts once; slices that share one SOPInstanceUID, as some
+    software that de-identifies writes, are told apart by the rest of `HEADER`. Sorted by patient, description and UID.
 
     Raises:
         ValueError: no such folder.
         ImportError: pydicom is not installed.
     """
-    members: dict[str, dict[tuple[str, str], tuple[Path, dict[str, str]]]] = defaultdict(dict)
+    members: dict[str, dict[tuple[str, ...], tuple[Path, dict[str, str]]]] = defaultdict(dict)
     damaged, strangers = [], []
     for file in files_below(Path(str(folder)).expanduser()):
         header = _read_header(file) if file.name != "DICOMDIR" else None
@@ -72,7 +74,7 @@ def find_series(folder: str | Path) -> list[Series]:
         elif not header.get("SeriesInstanceUID"):
             damaged.append(file)
         else:
-            instance = header["SOPInstanceUID"] or str(file), header["InstanceNumber"]
+            instance = header["SOPInstanceUID"] or str(file), *header.values()
             members[header["SeriesInstanceUID"]].setdefault(instance, (file, header))
     named = {_without_numbers(file) for instances in members.values() for file, _ in instances.values()}
     damaged += [s for s in strangers if s.suffix.lower() in DICOM_ENDINGS or _without_numbers(s) in named]
@@ -202,7 +204,8 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
         tags = [*GEOMETRY, *PIXELS, *RESCALING, "PixelData"]
         header = import_pydicom().dcmread(file, specific_tags=tags)
         values = [header.get(tag) for tag in PIXELS]
-        samples, allocated, stored, frames = (1 if value in (None, "") else int(value) for value in values)
+        samples, allocated, stored, frames, high = (1 if value in (None, "") else int(value) for value in values)
+        high = stored - 1 if values[-1] in (None, "") else high
         found = {tag: header[tag].value for tag in GEOMETRY if header.get(tag) is not None}
         geometry = {tag: np.array(value, dtype=float).reshape(-1) for tag, value in found.items()}
         rescaling = [
@@ -218,6 +221,8 @@ def _geometry(file: Path) -> dict[str, np.ndarray]:
             f"{file} says that {stored} bits of {allocated} are used, {samples} times per pixel; export it again as "
             f"grey values"
         )
+    if high != stored - 1:  # ITK would read other values than the scanner wrote
+        raise BadCase(f"{file} has HighBit {high}, expected {stored - 1} for {stored} BitsStored; export it again")
     if not np.isfinite(rescaling).all() or rescaling[0] == 0:  # ITK would pass over it
         raise BadCase(
             f"{file} has {' and '.join(RESCALING)} {rescaling}, which leave no image; export the series again"
