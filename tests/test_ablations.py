@@ -1,4 +1,4 @@
-"""Every row of the paper's tables, as docs/reference/reproduce.md lists them: built, trained for one epoch, evaluated.
+"""Every row of the paper's tables, as studies/ lists them: built, trained for one epoch, evaluated.
 
 In this process, by the workflow that `monai.bundle run` builds; networks of two channels, patients of 32 x 32 x 12.
 """
@@ -6,7 +6,6 @@ In this process, by the workflow that `monai.bundle run` builds; networks of two
 import csv
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,20 @@ from test_bundle_configs import references, unknown_ids
 from tissnet_components.report.tables import run_of
 
 ROOT = Path(__file__).parents[1]
-REPRODUCE = ROOT / "docs/reference/reproduce.md"
 SOURCES = {"brats": ["t1", "t1ce", "t2"], "vs": ["t2"]}
-TABLES = dict(re.findall(r"^### (.*?):.*?\n(.*?)(?=^##|\Z)", REPRODUCE.read_text(), re.M | re.S))
-ROWS = {table: dict(re.findall(r"^row (\w+)(.*)$", text, re.M)) for table, text in TABLES.items()}
-CONFIGS = {"perceptor": ["direct_segmentation", "comparators/real_target"]}
-CONFIGS |= {name: configs.split() for rows in ROWS.values() for name, configs in rows.items()}
+STUDIES = {
+    bundle: json.loads((ROOT / "studies" / f"{name}.json").read_text())
+    for bundle, name in (("brats", "glioma"), ("vs", "schwannoma"))
+}
+
+
+def trained(bundle: str) -> dict[str, list[str]]:
+    """The configs of each training of a study, by the name of its weights."""
+    rows = [row for row in STUDIES[bundle]["rows"] if row.get("train", True)]
+    return {row.get("options", {}).get("model_name", row["name"]): row.get("configs", []) for row in rows}
+
+
+CONFIGS = trained("brats")
 OVERLAYS = sorted(
     f"{file.parent.name}/{file.stem}"
     for folder in ("ablations", "comparators")
@@ -35,25 +42,7 @@ SETTINGS = TINY | {"epochs": 1, "vgg_weights": "untrained"}
 SYNTHESIS = {"global_l1", "global_adversarial"}
 TUMOR = {"tumor_l1", "tumor_adversarial"}
 GENERATOR = {*SYNTHESIS, *TUMOR, "perceptibility", "coarse"}
-TICKS = {  # the ticks of Tables 1 and 5, then 2 and 6: the losses of each row
-    "synthesis_global": SYNTHESIS,
-    "synthesis_global_tumor": SYNTHESIS | TUMOR,
-    "synthesis_global_perceptibility": SYNTHESIS | {"perceptibility"},
-    "synthesis_no_coarse": SYNTHESIS | TUMOR | {"perceptibility"},
-    "synthesis": GENERATOR,
-    "synthesis_t2": GENERATOR,
-    "direct_image": {"fine"},
-    "synthetic_fine": GENERATOR | {"fine"},
-    "synthetic_coarse_fine": GENERATOR | {"fine"},
-    "synthetic_coarse_error": GENERATOR | {"error"},
-    "synthetic_coarse_fine_error": GENERATOR | {"fine", "error"},
-    "synthetic_coarse": GENERATOR | {"fine", "error", "consistency"},
-    "all_fine": GENERATOR | {"fine"},
-    "all_error": GENERATOR | {"error"},
-    "all_fine_error": GENERATOR | {"fine", "error"},
-    "model": GENERATOR | {"fine", "error", "consistency"},
-}
-SYMBOLS = {  # the heads of those tables
+SYMBOLS = {  # the heads of Tables 1, 2, 5 and 6
     "L_syn-g": SYNTHESIS,
     "L_syn-t": TUMOR,
     "L_p": {"perceptibility"},
@@ -62,19 +51,31 @@ SYMBOLS = {  # the heads of those tables
     "L_err": {"error"},
     "L_con": {"consistency"},
 }
-STUDIES = {
-    bundle: json.loads((ROOT / "studies" / f"{name}.json").read_text())
-    for bundle, name in (("brats", "glioma"), ("vs", "schwannoma"))
-}
+
+
+def ticks(bundle: str) -> dict[str, set[str]]:
+    """The losses of each row of Tables 1 and 2 (or 5 and 6); whatever has a generator in Table 2 trains it in full."""
+    found = {}
+    for table in STUDIES[bundle]["report"]["tables"][:2]:
+        for row, (inputs, *cells) in table["rows"].items():
+            losses = [SYMBOLS[head] for head, cell in zip(table["head"][1:], cells, strict=True) if cell == "✓"]
+            generator = GENERATOR if "x_t'" in inputs else set()
+            found[run_of(row)] = generator.union(*losses)
+    return found
+
+
+TICKS = ticks("brats")
+SWEEPS = [(curve["x"], *row) for curve in STUDIES["brats"]["report"]["curves"] for row in curve["rows"].items()]
+WEIGHTS = {"λ_p": "loss_weights::perceptibility", "λ_c": "loss_weights::coarse", "λ_s": "segmentor_weight"}
 MAPS = {  # a compared method -> the files that inference writes
-    "pix2pix": {"seg", "synthetic"},
-    "pgan": {"seg", "synthetic"},
-    "pscgan": {"seg", "synthetic"},
-    "wang2020": {"seg", "synthetic"},
-    "uagan": {"seg", "synthetic"},
-    "direct_image": {"seg"},
-    "modality_dropout": {"seg"},
-    "model": {"seg", "synthetic", "error", "disagreement"},
+    "Pix2Pix": {"seg", "synthetic"},
+    "PGAN": {"seg", "synthetic"},
+    "PSCGAN-style": {"seg", "synthetic"},
+    "Wang et al.": {"seg", "synthetic"},
+    "UAGAN": {"seg", "synthetic"},
+    "without FLAIR": {"seg"},
+    "modality dropout": {"seg"},
+    "TISS-Net": {"seg", "synthetic", "error", "disagreement"},
 }
 
 
@@ -99,7 +100,8 @@ def run(bundle: str, entry_point: str, names: list[str], **settings: object) -> 
 
 def train(bundle: str, name: str, settings: dict[str, object]) -> None:
     """Train a row, after the rows whose weights it needs."""
-    for needed in ("perceptor", f"{name}_generator"):
+    generators = [f"{config.removeprefix('comparators/')}_generator" for config in CONFIGS[name]]
+    for needed in ("perceptor", *generators):
         if needed in CONFIGS and needed != name and not (Path(settings["ckpt_dir"]) / f"{needed}.pt").is_file():
             train(bundle, needed, settings)
     run(bundle, "training", ["train", *CONFIGS[name]], **settings, model_name=name, **{"validate::handlers": []})
@@ -131,24 +133,14 @@ def settings(bundle, tmp_path_factory) -> dict[str, object]:
     return {**SETTINGS, **{name: str(path) for name, path in folders.items()}}
 
 
-def test_every_table_is_there_and_every_overlay_has_a_row():
-    assert list(ROWS) == ["Tables 1 and 5", "Tables 2 and 6", "Table 3", "Tables 4 and 7", "Fig. 6"]
-    assert [len(rows) for rows in ROWS.values()] == [6, 10, 1, 12, 9]
+def test_every_overlay_has_a_row():
     assert sorted({config for configs in CONFIGS.values() for config in configs} - {"direct_segmentation"}) == OVERLAYS
 
 
-def test_the_documented_shell_function_trains_and_evaluates_a_row():
-    [function] = re.findall(r"^```bash\n(DATA=.*?)^```", REPRODUCE.read_text(), re.M | re.S)
-    script = f'python() {{ echo "$@"; }}\n{function}\nrow model\nrow all_fine ablations/fine_only ablations/t2_only'
-    printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
-    start, end = "-m monai.bundle run", "--dataset_dir ../../data --model_name"
-    fine = "'configs/ablations/fine_only.json','configs/ablations/t2_only.json'"
-    assert printed == [
-        f"{start} training --config_file ['configs/train.json'] {end} model",
-        f"{start} evaluating --config_file ['configs/train.json','configs/evaluate.json'] {end} model",
-        f"{start} training --config_file ['configs/train.json',{fine}] {end} all_fine",
-        f"{start} evaluating --config_file ['configs/train.json','configs/evaluate.json',{fine}] {end} all_fine",
-    ]
+def test_every_table_of_the_paper_has_a_study():
+    titles = [table["title"] for study in STUDIES.values() for table in study["report"]["tables"]]
+    assert [re.match(r"Table (\d)", title)[1] for title in titles] == list("1234567")
+    assert {curve["x"] for study in STUDIES.values() for curve in study["report"]["curves"]} == set(WEIGHTS)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -172,9 +164,9 @@ def test_a_row_has_the_losses_that_its_table_ticks(bundle, name):
 @pytest.mark.parametrize(
     ("name", "inputs", "channels"),
     [
-        ("synthetic_fine", ["synthetic"], 1),
-        ("synthetic_coarse_error", ["synthetic", "coarse"], 2),
-        ("all_error", ["source", "synthetic", "coarse"], 5),
+        ("synthetic (fine)", ["synthetic"], 1),
+        ("synthetic+coarse (error)", ["synthetic", "coarse"], 2),
+        ("full input (error)", ["source", "synthetic", "coarse"], 5),
     ],
 )
 def test_the_segmentor_sees_what_its_table_says(name, inputs, channels):
@@ -183,12 +175,12 @@ def test_the_segmentor_sees_what_its_table_says(name, inputs, channels):
     assert network.segmentor.encoder.levels[0][0].in_channels == channels
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS["Fig. 6"] if name != "model"])
-def test_a_sweep_sets_one_weight_to_what_it_is_named_after(bundle, name):
-    term, value = re.fullmatch(r"(.*?)_([\d_]+)", name).groups()
-    key = "segmentor_weight" if term == "segmentor_weight" else f"loss_weights::{term}"
-    swept, chosen = parse(bundle, "train", *CONFIGS[name]), parse(bundle, "train")
-    assert swept[key] == float(value.replace("_", ".")) != chosen[key]
+@pytest.mark.parametrize(("parameter", "row", "value"), SWEEPS)
+def test_a_sweep_sets_one_weight_and_nothing_else(bundle, parameter, row, value):
+    key, row = WEIGHTS[parameter], row.removesuffix(" on validation")
+    swept, chosen = parse(bundle, "train", *CONFIGS[row]), parse(bundle, "train")
+    assert swept[key] == value
+    assert (value == chosen[key]) == (row == "TISS-Net")
     swept[key] = chosen[key]
     assert swept.get() == chosen.get()
 
@@ -206,9 +198,9 @@ def test_a_sweep_sets_one_weight_to_what_it_is_named_after(bundle, name):
             },
             id="PGAN",
         ),
-        pytest.param("wang2020", {"lesion_weight": 5}, id="Wang"),
+        pytest.param("Wang et al.", {"lesion_weight": 5}, id="Wang"),
         pytest.param(
-            "uagan",
+            "UAGAN",
             {
                 "loss_weights": {"adversarial": 1, "contrast": 1, "cycle": 10, "fine": 100, "shape": 100},
                 "critic_weights": {"wasserstein": 1, "gradient_penalty": 10, "real_contrast": 1},
@@ -223,38 +215,19 @@ def test_a_compared_method_has_the_weights_that_the_docs_give_it(bundle, name, v
     assert {key: parser.get_parsed_content(key) for key in values} == values
 
 
-@pytest.mark.parametrize("name", ["pix2pix", "pgan"])
+@pytest.mark.parametrize("name", ["Pix2Pix", "PGAN"])
 def test_a_generator_is_loaded_for_the_images_of_this_run(bundle, name):
     parser = parse(bundle, "train", *CONFIGS[name], spacing_mm=[2, 2, 2])
     loaded = parser.get_parsed_content("network_def::generator", instantiate=False).get_config()
     assert loaded["image_settings"]["spacing_mm"] == [2, 2, 2]
 
 
-def test_a_study_has_the_rows_of_every_table(bundle):
-    rows = [row.get("configs", []) for row in STUDIES[bundle]["rows"] if row.get("train", True)]
-    assert sorted(rows) == sorted(
-        configs for configs in CONFIGS.values() if bundle == "brats" or "ablations/t2_only" not in configs
-    )
-
-
-def test_the_tables_of_a_study_tick_the_losses_that_its_rows_have(bundle):
-    study, losses = STUDIES[bundle], {tuple(CONFIGS[name]): ticks for name, ticks in TICKS.items()}
-    configs = {row["name"]: tuple(row.get("configs", [])) for row in study["rows"]}
-    for table in study["report"]["tables"][:2]:
-        known = set().union(*(SYMBOLS.get(head, set()) for head in table["head"]))
-        for row, cells in table["rows"].items():
-            ticked = [SYMBOLS[head] for head, cell in zip(table["head"], cells, strict=True) if cell == "✓"]
-            assert set().union(*ticked) == losses[configs[run_of(row)]] & known, row
-
-
-def test_the_curves_of_a_study_stand_at_the_weights_of_their_rows(bundle):
-    weights = {"λ_p": "loss_weights::perceptibility", "λ_c": "loss_weights::coarse", "λ_s": "segmentor_weight"}
-    configs = {row["name"]: row.get("configs", []) for row in STUDIES[bundle]["rows"]}
-    curves = STUDIES[bundle]["report"]["curves"]
-    assert {curve["x"] for curve in curves} == set(weights)
-    for curve in curves:
-        for row, value in curve["rows"].items():
-            assert parse(bundle, "train", *configs[row])[weights[curve["x"]]] == value, row
+def test_the_studies_are_twins_but_for_the_contrasts():
+    glioma, schwannoma = (list(trained(bundle).values()) for bundle in STUDIES)
+    assert schwannoma == [configs for configs in glioma if "ablations/t2_only" not in configs]
+    ticked = [losses for name, losses in TICKS.items() if name != "synthesis from T2 alone"]
+    assert list(ticks("vs").values()) == ticked
+    assert STUDIES["vs"]["report"]["curves"] == STUDIES["brats"]["report"]["curves"]
 
 
 def measured(name: str) -> tuple[set[str], set[str]]:
@@ -262,9 +235,9 @@ def measured(name: str) -> tuple[set[str], set[str]]:
     if name.startswith("synthesis") or name.endswith("_generator"):
         without = {"coarse_dice"} if "coarse" not in TICKS.get(name, ()) else set()
         return {"perceptibility_dice", "ssim", "local_psnr"}, {"fine_dice", "refined_dice"} | without
-    if name in ("synthetic_coarse_error", "all_error"):
+    if name.endswith("(error)"):
         return {"refined_dice", "refined_assd_mm", "refined_hd95_mm"}, {"fine_dice", "average_dice"}
-    if name == "model":
+    if name == "TISS-Net":
         return {"fine_dice", "refined_dice", "average_dice", "coarse_dice", "perceptibility_dice", "ssim"}, set()
     images = {"ssim", "psnr"} if "synthetic" in MAPS.get(name, ()) else set()
     without = {"refined_dice", "average_dice"} if "error" not in TICKS.get(name, ()) else set()
@@ -272,7 +245,7 @@ def measured(name: str) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ROWS["Fig. 6"]])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith(tuple(WEIGHTS))])
 def test_every_row_is_trained_evaluated_and_run_by_the_commands_of_tiss_net(bundle, settings, name, tmp_path):
     train(bundle, name, settings)
     assert torch.load(Path(settings["ckpt_dir"]) / f"{name}_last.pt", weights_only=True)["epoch"] == 1
@@ -300,7 +273,7 @@ def test_every_row_is_trained_evaluated_and_run_by_the_commands_of_tiss_net(bund
         (
             ["t1", "t1ce", "t2", "flair"],
             ["direct_segmentation", "comparators/without_target"],
-            "direct_image_target",
+            "upper bound",
         ),
     ],
     ids=["real target", "upper bound"],
