@@ -36,7 +36,7 @@ weights: $(VENV)/ready
 bench: $(VENV)/ready
 	$(PY) -W ignore -m benchmarks $(if $(ANEW),--anew)
 
-package-test: $(VENV)/ready # the README's commands with the zips alone, in an environment made for it
+package-test: $(VENV)/ready # the commands of docs/guide/zip.md with the zips alone, in an environment made for it
 	$(PY) -m pytest environment_tests/test_standalone.py
 
 label-test: .venv-label/ready # a real MONAI Label server, in its own environment: 8 GB

@@ -1,4 +1,4 @@
-"""A colleague's environment: a new one, with the packages that the README installs and nothing of this repository."""
+"""A colleague's environment: a new one, with what docs/guide/zip.md installs and nothing of this repository."""
 
 import subprocess
 import sys
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 from bundle_copies import NAMES, bundle_with_weights
-from readme import STANDALONE, readme_block, readmes_commands_make_a_mask
+from zip_page import page_blocks, the_pages_commands_make_a_mask
 
 from tissnet_components.package import package_bundle
 
 
 @pytest.fixture(scope="module")
 def python_folder(tmp_path_factory) -> Path:
-    """The programs of an environment made by the README's `pip install`."""
+    """The programs of an environment made by the page's `pip install`."""
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     programs = environment / "bin"
-    install = readme_block(STANDALONE)[0].split()
+    install = page_blocks()[0].split()
     subprocess.run([programs / "python", "-m", *install, "--quiet"], check=True)
     return programs
 
@@ -38,8 +38,8 @@ def run_python(folder: Path, python_folder: Path, *words: str) -> str:
     return ended.stdout
 
 
-def test_the_readmes_two_commands_make_a_mask(folder, python_folder):
-    readmes_commands_make_a_mask(folder, python_folder)
+def test_the_zips_pages_two_commands_make_a_mask(folder, python_folder):
+    the_pages_commands_make_a_mask(folder, python_folder)
 
 
 def test_the_unpacked_bundle_verifies_itself(folder, python_folder):

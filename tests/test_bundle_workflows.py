@@ -1,6 +1,6 @@
 """The bundle really trained, resumed, evaluated and run, by the commands that a user types; networks of two channels.
 
-The README's commands run as they are, the others in forked processes.
+The bundle's four commands run as they are, the others in forked processes.
 """
 
 import csv
@@ -82,7 +82,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, data) -> Path:
-    """What the README's four commands leave: models, training, evaluation, inference and their logs."""
+    """What the bundle's four commands leave: models, training, evaluation, inference and their logs."""
     folder = tmp_path_factory.mktemp("work")
     steps = {
         "perceptor": run("training", DIRECT, data, folder / "models", folder / "training", epochs=2),

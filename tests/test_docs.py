@@ -1,16 +1,22 @@
 """The pages of this repository: what they link to and name is there."""
 
+import json
 import re
+import shlex
 from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from tissnet_components.__main__ import COMMANDS, refuse_wrong_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(chain(ROOT.glob("*.md"), ROOT.glob("docs/**/*.md"), ROOT.glob("bundles/*/docs/*.md")))
 SOURCES = sorted(
     chain(ROOT.glob("tissnet_components/**/*.py"), ROOT.glob("benchmarks/*.py"), ROOT.glob("bundles/*/configs/*.json"))
 )
+BUNDLES = sorted(ROOT.glob("bundles/tissnet_*"))
+BUNDLE_RUN = {"tracking"}  # MONAI's own option
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 NAMED_PAGE = re.compile(r"\bdocs/[\w/.-]*\w\.(?:md|txt|csv|png)\b")
 
@@ -23,6 +29,10 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def section(page: str, heading: str) -> str:
+    return (ROOT / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def broken_links(page: Path) -> list[str]:
@@ -49,6 +59,55 @@ def test_a_link_to_nowhere_is_found(tmp_path):
 
 
 def test_every_page_that_code_or_prose_names_is_there():
-    homes = [ROOT, *ROOT.glob("bundles/tissnet_*")]
     named = {(relative(file), name) for file in [*PAGES, *SOURCES] for name in NAMED_PAGE.findall(file.read_text())}
-    assert {(file, name) for file, name in named if not any((home / name).is_file() for home in homes)} == set()
+    assert {
+        (file, name) for file, name in named if not any((home / name).is_file() for home in (ROOT, *BUNDLES))
+    } == set()
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each `tissnet` command in the code blocks of a page."""
+    lines = page.read_text().replace("\\\n", " ")
+    found = re.findall(r"^(?: {4})?(?:tissnet|python -m tissnet_components) (\w.*)$", lines, re.MULTILINE)
+    return [shlex.split(words, comments=True) for words in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_command_of_a_page_exists_with_its_options(page):
+    for words in commands(page):
+        assert words[0] in COMMANDS
+        refuse_wrong_options(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_config_that_a_page_lays_over_another_exists(page):
+    named = set(re.findall(r"configs/[\w/]+\.json", page.read_text()))
+    assert {name for name in named if not any((bundle / name).is_file() for bundle in BUNDLES)} == set()
+
+
+def test_the_readme_is_a_front_door():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_readmes_results_stand_on_the_pages_that_they_link_to():
+    rows = re.findall(r"^\| \[.*?\]\(([^)#]+).*?\).*?\|(.*)\|$", section("README.md", "Results"), re.MULTILINE)
+    assert len(rows) >= 3
+    for page, cells in rows:
+        numbers, text = set(re.findall(r"\d\.\d{3}", cells)), (ROOT / page).read_text()
+        assert {number for number in numbers if number not in text} == set(), page
+
+
+def test_every_option_of_the_reference_is_an_id_of_a_config():
+    ids = {name for file in BUNDLES[0].glob("configs/*.json") for name in json.loads(file.read_text())}
+    first_cells = re.findall(r"^\| (`--.*?) \|", (ROOT / "docs/reference/options.md").read_text(), re.MULTILINE)
+    options = {option for cell in first_cells for option in re.findall(r"`--(\w+)", cell)}
+    assert {"epochs", "precision", "quality"} <= options <= {*ids, *BUNDLE_RUN}
+
+
+def test_every_message_of_the_reference_is_in_the_code():
+    code = re.sub(r'"\s*(?:f|rf)?"', "", "".join(file.read_text() for file in SOURCES))
+    listed = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/reference/messages.md").read_text(), re.MULTILINE)
+    messages = [message for cell in listed for message in re.findall(r"`(.*?)`", cell)]
+    assert len(messages) > 20
+    parts = {part.strip() for message in messages for part in message.split("...")}
+    assert {part for part in parts if part not in code} == set()

@@ -1,4 +1,4 @@
-"""The zips: the same bytes every time, whole, and refused when they are not; and what the README says to type."""
+"""The zips: the same bytes every time, whole, and refused when they are not; and what docs/guide/zip.md says."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bundle_copies import NAMES, bundle_with_weights, tiny_bundle
-from readme import STANDALONE, readme_block, readmes_commands_make_a_mask, required
+from zip_page import page_blocks, required, the_pages_commands_make_a_mask
 
 from tissnet_components.package import package, package_bundle, sha256, verify, write_zip
 
@@ -268,16 +268,16 @@ def test_a_bundle_that_was_never_packaged_is_refused(bundle):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_readme_installs_what_the_metadata_requires(bundles, name):
-    install = readme_block(STANDALONE)[0].split()
+def test_the_zips_page_installs_what_the_metadata_requires(bundles, name):
+    install = page_blocks()[0].split()
     assert install[:2] == ["pip", "install"]
     assert set(install[2:]) == required(bundles[name])
 
 
 @pytest.mark.slow
-def test_the_readmes_two_commands_turn_a_zip_and_a_t2_into_a_mask(tmp_path):
+def test_the_zips_pages_two_commands_turn_a_zip_and_a_t2_into_a_mask(tmp_path):
     """As they stand, with the environment of these tests; `make package-test` gives them one of their own."""
     (tmp_path / "source").mkdir()
     folder = tmp_path / "colleague"
     package_bundle(bundle_with_weights("tissnet_vs", tmp_path / "source"), folder)
-    readmes_commands_make_a_mask(folder, Path(sys.executable).parent)
+    the_pages_commands_make_a_mask(folder, Path(sys.executable).parent)

@@ -1,4 +1,4 @@
-"""The README's commands for a zip alone, read from it and run as they stand."""
+"""The commands of docs/guide/zip.md, read from it and run as they stand."""
 
 import json
 import os
@@ -11,14 +11,12 @@ import nibabel as nib
 import numpy as np
 from cohort import oblique_affine, write_case
 
-README = Path(__file__).parents[1] / "README.md"
-STANDALONE = "Without this repository"
+PAGE = Path(__file__).parents[1] / "docs/guide/zip.md"
 
 
-def readme_block(heading: str) -> list[str]:
-    """The indented blocks below a heading of the README, each as one text without continued lines."""
-    section = README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"(?:^ {4}.+\n)+", section, re.MULTILINE)
+def page_blocks() -> list[str]:
+    """The indented blocks of the page, each as one text without continued lines."""
+    blocks = re.findall(r"(?:^ {4}.+\n)+", PAGE.read_text(), re.MULTILINE)
     return ["\n".join(line[4:] for line in block.splitlines()).replace("\\\n", " ") for block in blocks]
 
 
@@ -29,11 +27,11 @@ def required(bundle: Path) -> set[str]:
     return {f"{name}=={version}" for name, version in {**own, **metadata["required_packages_version"]}.items()}
 
 
-def readmes_commands_make_a_mask(folder: Path, python_folder: Path) -> None:
+def the_pages_commands_make_a_mask(folder: Path, python_folder: Path) -> None:
     """Run the two commands in a folder that holds the zip; the Python found there knows nothing of this repository."""
     case = write_case(folder.parent / "anna", shape=(30, 32, 12), affine=oblique_affine((0.8, 0.7, 1.6)))
     shutil.copy(case["image"][2], folder / "anna_t2.nii.gz")
-    commands = readme_block(STANDALONE)[1]
+    commands = page_blocks()[1]
     assert len(commands.splitlines()) == 2
     environment = {"PATH": f"{python_folder}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder.parent)}
     ended = subprocess.run(["bash", "-ec", commands], cwd=folder, env=environment, text=True, capture_output=True)
