@@ -20,6 +20,8 @@ TINY = {
     "val_interval": 1,
     "epochs": 3,
     "learning_rate": 0.01,
+    "averaging": 0.5,
+    "tumor_paste": 0.5,
     "device": torch.device("cpu"),
 }
 

@@ -17,6 +17,7 @@ from monai.engines import Evaluator, Trainer
 from monai.transforms import Randomizable
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from tissnet_components.cascade import check_image_settings, check_weights_fit, keep_image_settings, read_state
@@ -64,6 +65,19 @@ class SeedEachEpoch:
         self.transform.set_random_state(seed)
 
 
+class AverageWeights:
+    """Brings an averaged network up to date after each iteration: see `training.averaged`."""
+
+    def __init__(self, average: AveragedModel, network: nn.Module) -> None:
+        self.average, self.network = average, getattr(network, "module", network)
+
+    def attach(self, engine: Trainer) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Trainer) -> None:
+        self.average.update_parameters(self.network)
+
+
 class TrainingCheckpoint:
     """Writes ``<name>_last.pt`` (everything) and ``<name>.pt`` (the best network's weights); resumes from the former.
 
@@ -76,7 +90,8 @@ class TrainingCheckpoint:
     Args:
         save_dir: folder of both files, made if needed.
         name: stem of both files.
-        network: whose weights are kept.
+        network: in training.
+        kept: the network that is validated, whose weights ``<name>.pt`` gets: the one in training, or its average.
         evaluator: validates during training.
         state: name -> further objects with a state dict (discriminators, optimizers, schedulers, scalers); None is
             left out.
@@ -97,6 +112,7 @@ class TrainingCheckpoint:
         save_dir: str,
         name: str,
         network: nn.Module,
+        kept: nn.Module,
         evaluator: Evaluator,
         state: dict[str, Any],
         interval: int = 1,
@@ -105,9 +121,8 @@ class TrainingCheckpoint:
     ) -> None:
         self.image_settings = dict(image_settings or {})
         self.folder, self.name, self.interval, self.writer = Path(save_dir), name, interval, writer
-        self.network = getattr(network, "module", network)
-        self.evaluator = evaluator
-        self.objects = {"network": self.network, **{key: value for key, value in state.items() if value is not None}}
+        self.kept, self.evaluator = getattr(kept, "module", kept), evaluator
+        self.objects = {"network": getattr(network, "module", network), **{key: value for key, value in state.items() if value is not None}}
 
     def attach(self, engine: Trainer) -> None:
         last = self.folder / f"{self.name}_last.pt"
@@ -118,7 +133,7 @@ class TrainingCheckpoint:
     @idist.one_rank_only()
     def __call__(self, engine: Trainer) -> None:
         if self.evaluator.state.best_metric_epoch == engine.state.epoch:
-            self._save(self.network.state_dict(), f"{self.name}.pt")
+            self._save(self.kept.state_dict(), f"{self.name}.pt")
             keep_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
         if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
             if self.writer is not None:

@@ -14,6 +14,7 @@ from monai.inferers import Inferer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from tissnet_components.distributed import average_gradients, mean_over_processes
@@ -231,3 +232,26 @@ def constant_then_linear(optimizer: Optimizer, epochs: int, constant_epochs: int
         raise ValueError(f"constant_epochs is {constant_epochs}; give a number from 0 to epochs, {epochs}")
     decay_epochs = max(epochs - constant_epochs, 1)
     return LambdaLR(optimizer, lambda epoch: min(1.0, max(0.0, (epochs - epoch) / decay_epochs)))
+
+
+def averaged(network: nn.Module, share: float) -> AveragedModel | None:
+    """A running average of a network's weights and running statistics, over the last ``share`` of the steps so far.
+
+    The average is exponential, and its window grows with the training: after n steps it spans share * n of them, so
+    that it forgets the beginning, and a training twice as long is averaged over twice as many. PyTorch counts the steps
+    in ``n_averaged``, which a checkpoint keeps.
+
+    Args:
+        network: in training; of one that several processes share, the one inside.
+        share: from 0, no average (returns None), to 1, the plain mean of all steps.
+
+    Raises:
+        ValueError: ``share`` lies outside 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"averaging is {share}; give a share of the steps from 0, none, to 1")
+
+    def follow(average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        return average + (value - average) / (share * (steps + 1)).clamp(min=1)
+
+    return AveragedModel(getattr(network, "module", network), avg_fn=follow, use_buffers=True) if share else None

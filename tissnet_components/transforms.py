@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.data import Dataset, MetaTensor
+from monai.transforms import GaussianSmooth, MapTransform, Randomizable, RandomizableTransform, Transform
 from monai.utils import SpaceKeys
 
 from tissnet_components.datasets.brats import find_siblings
@@ -225,3 +225,74 @@ class RandEachChanneld(Randomizable, MapTransform):
                 image[channel : channel + 1] = self.transform(image[channel : channel + 1])
             changed[key] = image
         return changed
+
+
+class RandPasteTumord(RandomizableTransform, MapTransform):
+    """Paste another patient's tumor, in all contrasts: copy-paste between training patients.
+
+    Brightness and contrast of what is pasted follow the patch: mean and standard deviation of the brain beside the
+    tumors, channel by channel. The edge fades outside the tumor. Nothing is pasted where there is no brain.
+
+    Args:
+        keys: the images, background -1.
+        donors: patches of other cases, with the same keys, shapes and label; None if nothing is ever pasted.
+        prob: of pasting.
+        label_key: the mask, which becomes the union of both tumors.
+        edge: standard deviation of the fading edge, voxels.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, donors: Dataset | None, prob: float, label_key: str = "label", edge: float = 1.0
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.donors, self.label_key, self.blur = donors, label_key, GaussianSmooth(edge)
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> "RandPasteTumord":
+        super().set_random_state(seed, state)
+        if self.donors is not None:
+            self.donors.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        self.randomize(None)
+        if not self._do_transform or self.donors is None:
+            return dict(data)
+        (donor,) = self.donors[self.R.randint(len(self.donors))]
+        return self._paste({key: donor[key].as_tensor() for key in (*self.keys, self.label_key)}, data)
+
+    def _paste(
+        self, donor: Mapping[Hashable, torch.Tensor], data: Mapping[Hashable, torch.Tensor]
+    ) -> dict[Hashable, torch.Tensor]:
+        label, brain = data[self.label_key], self._brain(data)
+        tumor = donor[self.label_key] * brain
+        opacity = (2 * self.blur(tumor)).clamp(max=1) * (brain & self._brain(donor))
+        beside = self._brain(donor) & (donor[self.label_key] == 0), brain & (label == 0)
+        pasted = {**data, self.label_key: torch.maximum(label, tumor)}
+        for key in self.keys:
+            pasted[key] = torch.lerp(data[key], match_brightness(donor[key], data[key], *beside), opacity)
+        return pasted
+
+    def _brain(self, data: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
+        return (data[self.keys[0]] > -1).any(0, keepdim=True)
+
+
+def match_brightness(
+    image: torch.Tensor, reference: torch.Tensor, where: torch.Tensor, where_reference: torch.Tensor
+) -> torch.Tensor:
+    """The image with the mean and standard deviation of the reference in each channel, both measured where told.
+
+    With fewer than two voxels to measure, it stays as it is.
+
+    Shapes:
+        image, reference: (C, X, Y, Z) in [-1, 1]; where, where_reference: (1, X, Y, Z), bool.
+        returns: as ``image``.
+    """
+    if min(where.sum(), where_reference.sum()) < 2:
+        return image
+    there, here = image[:, where[0]], reference[:, where_reference[0]]
+    scale = here.std(1) / there.std(1).clamp(min=1e-3)
+    shift = here.mean(1) - there.mean(1) * scale
+    return (image * scale[:, None, None, None] + shift[:, None, None, None]).clamp(-1, 1)
