@@ -27,7 +27,7 @@ say 1 "simulating a cohort of 24 patients"
 [ -f "$demo/cohort/datalist.json" ] || "$python" -m tissnet_components phantom --task brats --out "$demo/cohort" --cases 24 --seed 1
 
 # the recipe of the shipped weights, for fewer epochs of coarser voxels
-train() { bundle_run training --config_file "['configs/train.json',$1'configs/strong_augmentation.json','configs/weights.json']" "${settings[@]}" "${budget[@]}" "${@:2}"; }
+train() { bundle_run training --config_file "['configs/train.json',$1'configs/strong_augmentation.json','configs/recipe.json']" "${settings[@]}" "${budget[@]}" "${@:2}"; }
 direct="'configs/direct_segmentation.json',"
 
 say 2 "training the perceptor: segmentation from the real FLAIR"
@@ -40,7 +40,7 @@ say 4 "training TISS-Net"
 train ""
 
 say 5 "evaluating on unseen patients"
-evaluate() { bundle_run evaluating --config_file "['configs/train.json',$1'configs/evaluate.json','configs/weights.json']" "${settings[@]}" --output_dir "$demo/results/$2" "${@:3}"; }
+evaluate() { bundle_run evaluating --config_file "['configs/train.json',$1'configs/evaluate.json','configs/recipe.json']" "${settings[@]}" --output_dir "$demo/results/$2" "${@:3}"; }
 evaluate "" "TISS-Net"
 evaluate "$direct" "direct segmentation" --input_keys "['image']"
 evaluate "$direct" "real FLAIR"

@@ -18,7 +18,7 @@ settings=(--dataset_dir "$work/cohort" --ckpt_dir "$work/models" --output_dir "$
 
 train() { # config files in front of the recipe, then options
     (cd "$bundle" && "$python" -W ignore -m monai.bundle run training \
-        --config_file "['configs/train.json',$1'configs/strong_augmentation.json','configs/weights.json']" "${settings[@]}" "${@:2}")
+        --config_file "['configs/train.json',$1'configs/strong_augmentation.json','configs/recipe.json']" "${settings[@]}" "${@:2}")
 }
 
 if [ ! -f "$work/cohort/datalist.json" ]; then

@@ -23,7 +23,7 @@ def build(variant: str) -> Callable[[], dict]:
     folder = TemporaryDirectory()
     write_datalist(Path(folder.name), CASES)
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "weights.json")])
+    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "recipe.json")])
     parser.update({"dataset_dir": folder.name, **VARIANTS[variant]})
     start = time.perf_counter()
     loader = parser.get_parsed_content("train::dataloader")

@@ -47,7 +47,7 @@ def build(variant: str, **settings: object) -> Callable[[], dict]:
     """An iteration on patches of noise; gives the loss."""
     set_determinism(0)
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "weights.json")])
+    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "recipe.json")])
     parser.update(CPU | VARIANTS[variant] | settings)
     update, batch = parser.get_parsed_content("train::update"), random_batch(parser["patch_size"])
     engine = Engine(parser.get_parsed_content("device"))

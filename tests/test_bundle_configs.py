@@ -25,7 +25,7 @@ OVERLAYS = {  # overlay -> what it lies on
     "direct_segmentation": ["train"],
     "wide": ["train"],
     "strong_augmentation": ["train"],
-    "weights": ["train"],
+    "recipe": ["train"],
     "evaluate": ["train"],
     "tumor_crop": ["train", "evaluate"],
     "multi_gpu_train": ["train"],
@@ -182,7 +182,7 @@ def test_inference_runs_the_network_that_was_trained(overlays):
 
 
 def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
-    train, inference = read("train") | read("weights"), read("inference")
+    train, inference = read("train") | read("recipe"), read("inference")
     told = {"image_settings", "spacing_mm", "percentiles"}
     own = {"imports", "network", "precision", "preprocessing", "initialize", "run", *told}
     shared = (train.keys() & inference.keys()) - own - {"patch_size", "window_size"}

@@ -147,7 +147,7 @@ def test_what_was_done_before_does_not_count_for_the_time_that_is_left(file, ran
 
 
 def test_the_number_of_epochs_is_known_from_the_configs(file, ran, progress):
-    write_study(file.parent, configs=["weights"], options={})
+    write_study(file.parent, configs=["recipe"], options={})
     study(str(file), only="real FLAIR")
     step = steps_of(file)[0]
     assert steps._epoch(step) == "epoch 3/160"

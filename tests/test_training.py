@@ -12,7 +12,7 @@ from tissnet_components.comparators.uagan import Uagan
 from tissnet_components.handlers import losses_of
 from tissnet_components.inference import CascadeInferer, FittedWindowInferer, best_precision
 from tissnet_components.losses import TERMS, DiscriminatorLoss, TissNetLoss
-from tissnet_components.training import AdversarialUpdate, checkpoint_levels, constant_then_linear, step
+from tissnet_components.training import AdversarialUpdate, averaged, checkpoint_levels, constant_then_linear, step
 from tissnet_components.unet25d import UNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
@@ -375,6 +375,36 @@ def test_an_impossible_schedule_is_refused(constant):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(ValueError, match=f"constant_epochs is {constant}; give a number from 0 to epochs, 250"):
         constant_then_linear(optimizer, 250, constant)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(1.0, (1 + 2 + 3 + 4) / 4), (0.5, (8 / 3 + 4) / 2), (0.25, 4.0)],
+    ids=["all steps", "the latter half", "the last alone"],
+)
+def test_the_average_spans_the_last_share_of_the_steps_so_far(share, expected):
+    """Of one half, the averages are 1, 2, 2 + (3 - 2) / 1.5 = 8 / 3, and then half of that and half of 4."""
+    network = nn.Linear(1, 1)
+    average = averaged(network, share)
+    for value in (1.0, 2.0, 3.0, 4.0):
+        nn.init.constant_(network.weight, value)
+        average.update_parameters(network)
+    assert average.module.weight.item() == pytest.approx(expected)
+
+
+def test_running_statistics_are_averaged_like_the_weights():
+    network = nn.BatchNorm3d(1)
+    average = averaged(network, share=1)
+    for value in (1.0, 3.0):
+        network.running_mean.fill_(value)
+        average.update_parameters(network)
+    assert average.module.running_mean.item() == 2
+
+
+def test_without_a_share_there_is_no_average_and_an_impossible_one_is_refused():
+    assert averaged(nn.Linear(1, 1), 0) is None
+    with pytest.raises(ValueError, match=r"averaging is 1.5; give a share of the steps from 0, none, to 1"):
+        averaged(nn.Linear(1, 1), 1.5)
 
 
 class Probe(nn.Module):

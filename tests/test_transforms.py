@@ -17,6 +17,8 @@ from tissnet_components.transforms import (
     NormalizeBrain,
     NormalizeBraind,
     RandEachChanneld,
+    RandPasteTumord,
+    match_brightness,
 )
 
 SHAPE = (4, 5, 6)
@@ -200,6 +202,88 @@ def test_each_channel_is_changed_by_a_factor_of_its_own_and_the_same_seed_repeat
     assert len(set.union(*factors)) == 3
     assert torch.equal(first, second)
     assert torch.equal(image, torch.ones(3, 2, 2, 2))
+
+
+class Donors:
+    """One patch with a bright tumor, as a dataset of crops gives it."""
+
+    transform = Compose([])
+
+    def __init__(self, image, label):
+        self.patch = {"image": MetaTensor(image), "target": MetaTensor(image[:1]), "label": MetaTensor(label)}
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return [self.patch]
+
+
+def halves(left: float, right: float) -> torch.Tensor:
+    """Two channels of 16 x 16 x 8; along X the first half differs from the second."""
+    image = torch.full((2, 16, 16, 8), left)
+    image[:, 8:] = right
+    return image
+
+
+def ball(at: int) -> torch.Tensor:
+    label = torch.zeros(1, 16, 16, 8)
+    label[:, at : at + 4, 6:10, 2:6] = 1
+    return label
+
+
+@pytest.fixture
+def patch() -> dict[str, torch.Tensor]:
+    image = torch.where(torch.arange(8) % 2 == 0, -0.1, 0.1).expand(2, 16, 16, 8).clone()
+    return {key: MetaTensor(value) for key, value in {"image": image, "target": image[:1], "label": ball(1)}.items()}
+
+
+def donors(patch: dict, tumor: float = 0.4) -> Donors:
+    label = ball(9)
+    return Donors(torch.where(label > 0, tumor, patch["image"].as_tensor()), label)
+
+
+def test_the_donors_tumor_is_pasted_in_every_contrast_and_joins_the_label(patch):
+    pasted = RandPasteTumord(["image", "target"], donors(patch), prob=1)(patch)
+    assert torch.equal(pasted["label"].as_tensor(), ball(1) + ball(9))
+    for key in ("image", "target"):
+        assert pasted[key][ball(9).bool().expand_as(pasted[key])].numpy() == pytest.approx(0.4, abs=1e-3)
+        assert torch.equal(pasted[key][:, :5], patch[key][:, :5])
+
+
+def test_the_edge_of_a_pasted_tumor_fades_outside_it(patch):
+    donor = donors(patch)
+    donor.patch["image"][:, 7:9, 6:10, 2:6] = 0.4  # a rim as bright as the tumor that the label leaves out
+    pasted = RandPasteTumord("image", donor, prob=1)(patch)
+    far, near, inside = pasted["image"][0, 7:10, 8, 4].tolist()
+    assert patch["image"][0, 7, 8, 4] < far < near < inside
+
+
+def test_nothing_is_pasted_outside_the_brain(patch):
+    for key in ("image", "target"):
+        patch[key][:, 11:] = -1
+    pasted = RandPasteTumord(["image", "target"], donors(patch), prob=1)(patch)
+    assert (pasted["image"][:, 11:] == -1).all()
+    assert not pasted["label"][:, 11:].any()
+    assert pasted["label"][:, 9:11].any()
+
+
+def test_without_a_donor_or_a_chance_the_patch_stays_as_it_is(patch):
+    for paste in (RandPasteTumord("image", donors(patch), prob=0), RandPasteTumord("image", None, prob=1)):
+        assert all(torch.equal(paste(patch)[key], patch[key]) for key in patch)
+
+
+def test_brightness_follows_the_reference_channel_by_channel():
+    image, reference = torch.tensor([[0.0, 0.2, 0.6], [-0.5, -0.3, 0.1]]), torch.tensor([[0.1, 0.2, 9], [0.0, 0.4, 9]])
+    where = torch.tensor([[True, True, False]])
+    there, here = (values[:, :, None, None] for values in (image, reference))
+    matched = match_brightness(there, here, where[:, :, None, None], where[:, :, None, None])
+    torch.testing.assert_close(matched[:, :, 0, 0], torch.tensor([[0.1, 0.2, 0.4], [0.0, 0.4, 1.0]]))
+
+
+def test_where_there_is_nothing_to_compare_brightness_stays():
+    image, nowhere = torch.rand(1, 2, 2, 2), torch.zeros(1, 2, 2, 2, dtype=torch.bool)
+    assert torch.equal(match_brightness(image, image / 2, nowhere, ~nowhere), image)
 
 
 @pytest.fixture

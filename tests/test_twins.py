@@ -21,7 +21,7 @@ OWN_SETTINGS = {
     "dicom_segment",
 }
 OWN_RECIPE = OWN_SETTINGS | {"epochs", "patch_size", "window_size", "image_settings"}  # of the weights that each ships
-OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "weights")}
+OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "recipe")}
 
 
 def read(bundle: Path, *names: str) -> ConfigParser:
@@ -49,8 +49,8 @@ def test_every_other_file_is_the_same_text(name):
 
 @pytest.mark.parametrize(
     ("name", "own"),
-    [("train", OWN_SETTINGS), ("inference", OWN_RECIPE), ("weights", OWN_RECIPE)],
-    ids=["train", "inference", "weights"],
+    [("train", OWN_SETTINGS), ("inference", OWN_RECIPE), ("recipe", OWN_RECIPE)],
+    ids=["train", "inference", "recipe"],
 )
 def test_the_main_configs_differ_in_the_tasks_settings_alone(name, own):
     brats, vs = (json.loads((bundle / "configs" / f"{name}.json").read_text()) for bundle in (BRATS, VS))
@@ -74,7 +74,7 @@ def test_inference_prepares_images_exactly_as_the_training_of_the_shipped_weight
     affine = oblique_affine((1.2, 0.9, 4))
     case = write_case(tmp_path / "anna", shape=shape, affine=affine)
     case["image"] = [save(tmp_path / f"{number}.nii.gz", image, affine) for number, image in enumerate(noise)]
-    configs = (read(bundle, "train", "weights"), config)
+    configs = (read(bundle, "train", "recipe"), config)
     trained, run = (config.get_parsed_content("preprocessing")(case)["image"] for config in configs)
     torch.testing.assert_close(trained.as_tensor(), run.as_tensor(), rtol=0, atol=0)
     np.testing.assert_array_equal(trained.affine, run.affine)
@@ -85,12 +85,12 @@ def test_inference_prepares_images_exactly_as_the_training_of_the_shipped_weight
 def test_the_shipped_weights_tell_how_their_training_prepared_images(bundle, weights):
     told = json.loads((bundle / "models" / f"{weights}.json").read_text())
     assert told == read(bundle, "inference")["image_settings::default"]
-    assert told == read(bundle, "train", "weights").get_parsed_content("image_settings")
+    assert told == read(bundle, "train", "recipe").get_parsed_content("image_settings")
 
 
 @pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])
 def test_inference_slides_the_window_of_validation(bundle):
-    trained, run = read(bundle, "train", "weights"), read(bundle, "inference")
+    trained, run = read(bundle, "train", "recipe"), read(bundle, "inference")
     inferer = copy.deepcopy(run["inferer"])
     assert inferer["inferer"].pop("progress")
     assert trained["validate::inferer"] == inferer

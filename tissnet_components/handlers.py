@@ -122,7 +122,10 @@ class TrainingCheckpoint:
         self.image_settings = dict(image_settings or {})
         self.folder, self.name, self.interval, self.writer = Path(save_dir), name, interval, writer
         self.kept, self.evaluator = getattr(kept, "module", kept), evaluator
-        self.objects = {"network": getattr(network, "module", network), **{key: value for key, value in state.items() if value is not None}}
+        self.objects = {
+            "network": getattr(network, "module", network),
+            **{key: value for key, value in state.items() if value is not None},
+        }
 
     def attach(self, engine: Trainer) -> None:
         last = self.folder / f"{self.name}_last.pt"

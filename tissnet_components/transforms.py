@@ -268,7 +268,7 @@ class RandPasteTumord(RandomizableTransform, MapTransform):
     ) -> dict[Hashable, torch.Tensor]:
         label, brain = data[self.label_key], self._brain(data)
         tumor = donor[self.label_key] * brain
-        opacity = (2 * self.blur(tumor)).clamp(max=1) * (brain & self._brain(donor))
+        opacity = torch.maximum(tumor, (2 * self.blur(tumor)).clamp(max=1)) * (brain & self._brain(donor))
         beside = self._brain(donor) & (donor[self.label_key] == 0), brain & (label == 0)
         pasted = {**data, self.label_key: torch.maximum(label, tumor)}
         for key in self.keys:
