@@ -128,7 +128,7 @@ def test_evaluation_measures_every_test_case(work):
     cases = rows(work / "evaluation" / "cases.csv")
     assert [row["case"] for row in cases] == ["case_4", "case_5"]
     assert {row["protocol"] for row in cases} == {"whole volume"}
-    segmentations = ("coarse", "fine", "refined", "average", "perceptibility")
+    segmentations = ("coarse", "fine", "refined", "average", "perceptibility", "consensus")
     measured = {f"{name}_{metric}" for name in segmentations for metric in ("dice", "assd_mm", "hd95_mm")}
     measured |= {f"{region}{metric}" for region in ("", "brain_", "local_") for metric in ("ssim", "psnr")}
     assert measured <= set(cases[0])

@@ -233,10 +233,15 @@ def test_only_what_is_there_is_measured():
     )
 
 
-def test_average_is_the_mean_of_fine_and_refined():
-    """0.9 and 0.2 average to 0.55: tumor, although refined alone is not."""
-    found = case_metrics({"fine": 0.9 * cube(2, 5), "refined": 0.2 * cube(2, 5)}, None, cube(2, 5), MILLIMETRE)
-    assert (found["fine_dice"], found["refined_dice"], found["average_dice"]) == (1, 0, 1)
+@pytest.mark.parametrize(
+    ("other", "column", "mean"),
+    [("refined", "refined", "average"), ("perceived", "perceptibility", "consensus")],
+    ids=["average", "consensus"],
+)
+def test_a_mean_of_two_segmentations_is_taken_of_their_probabilities(other, column, mean):
+    """0.9 and 0.2 average to 0.55: tumor, although the other alone is not."""
+    found = case_metrics({"fine": 0.9 * cube(2, 5), other: 0.2 * cube(2, 5)}, None, cube(2, 5), MILLIMETRE)
+    assert (found["fine_dice"], found[f"{column}_dice"], found[f"{mean}_dice"]) == (1, 0, 1)
 
 
 def test_the_perceived_segmentation_is_reported_as_perceptibility():

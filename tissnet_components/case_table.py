@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .files import write_whole
-from .metrics import SEGMENTATIONS, case_metrics, error_calibration
+from .metrics import MEANS, SEGMENTATIONS, case_metrics, error_calibration
 
 
 class CaseTable:
@@ -93,8 +93,8 @@ class CaseTable:
         label = item[self.label_key]
         if not isinstance(label, MetaTensor):
             raise TypeError(f"{item['case']}: {self.label_key} has no affine, so no spacing: load it as a MetaTensor")
-        names = ("synthetic", "error", *SEGMENTATIONS)
-        maps = {name: item[name] for name in names if name in item and name != "average"}
+        names = {"synthetic", "error", *SEGMENTATIONS} - set(MEANS)
+        maps = {name: item[name] for name in names & set(item)}
         try:
             return case_metrics(maps, item.get(self.target_key), label, tuple(affine_to_spacing(label.affine).tolist()))
         except ValueError as reason:

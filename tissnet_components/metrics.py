@@ -25,7 +25,9 @@ SEGMENTATIONS = {  # map -> its name in the columns
     "refined": "refined",
     "average": "average",
     "perceived": "perceptibility",
+    "consensus": "consensus",
 }
+MEANS = {"average": ("fine", "refined"), "consensus": ("fine", "perceived")}  # of two maps
 ERROR_BINS = 10
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -149,7 +151,7 @@ def case_metrics(
 
     Returns:
         `<map>_dice, <map>_assd_mm, <map>_hd95_mm, <map>_ml` of coarse, fine, refined, average (mean of fine and
-        refined) and perceptibility; `label_ml`; `ssim, psnr` in the entire image, which its background flatters,
+        refined), perceptibility and consensus (mean of fine and perceived); `label_ml`; `ssim, psnr` in the entire image, which its background flatters,
         so also `brain_` (in the box of target > -1) and `local_` (in the label's box, at least 11 voxels a side).
         Two guesses of quality that need no label: `predicted_dice`, the Dice of coarse if error is right, and
         `agreement`, the Dice of fine and refined with each other.
@@ -162,8 +164,10 @@ def case_metrics(
     guesses = {}
     if {"coarse", "error"} <= set(volumes):
         guesses["predicted_dice"] = predicted_dice(volumes["coarse"], volumes["error"])
+    for name, (one, other) in MEANS.items():
+        if {one, other} <= set(volumes):
+            volumes[name] = (volumes[one] + volumes[other]) / 2
     if {"fine", "refined"} <= set(volumes):
-        volumes["average"] = (volumes["fine"] + volumes["refined"]) / 2
         guesses["agreement"] = dice(volumes["fine"], volumes["refined"])
     voxel_ml = math.prod(float(length) for length in spacing_mm) / 1000
     values = {"label_ml": np.count_nonzero(_mask(label)) * voxel_ml}

@@ -54,6 +54,7 @@ STAGES = {  # other segmentations than fine
     "refined": "coarse with its predicted mistakes flipped",
     "average": "the mean of fine and refined",
     "perceptibility": "the perceptor's of the synthetic image",
+    "consensus": "the mean of fine and the perceptor's",
 }
 
 
