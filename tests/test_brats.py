@@ -47,6 +47,22 @@ def test_every_year_s_naming_is_understood(tmp_path, subfolder, case, names, end
     assert find_cases(tmp_path) == {case: files}
 
 
+def test_downloads_of_several_years_below_one_folder_make_one_datalist(tmp_path):
+    years = {
+        "2018/Brats18_TCIA01_201_1": UNTIL_2021,
+        "2021/BraTS2021_01476": UNTIL_2021,
+        "2023/BraTS-GLI-00009-000": FROM_2023,
+        "tcga/TCGA-DU-7294": UNTIL_2021,
+    }
+    (tmp_path / "all").mkdir()
+    for place, names in years.items():
+        year, case = place.split("/")
+        brats_case(tmp_path / year / case, case, names)
+        (tmp_path / "all" / year).symlink_to(tmp_path / year)
+    prepare_brats(str(tmp_path / "all"), str(tmp_path / "datalist.json"))
+    assert listed_cases(tmp_path / "datalist.json") == sorted(place.split("/")[1] for place in years)
+
+
 def test_upper_case_and_gadolinium_names_are_understood(tmp_path):
     names = {"t1": "_T1", "t1ce": "_T1GD", "t2": "_T2", "flair": "_FLAIR"}
     files = brats_case(tmp_path, "p1", names)

@@ -63,7 +63,7 @@ def prepare_brats(
         python -m tissnet_components prepare_brats --root Task01_BrainTumour --source t2 --target t1ce
 
     Args:
-        root: the unpacked download.
+        root: the unpacked download, or a folder of several, of any years.
         out: the datalist to write; paths in it are relative to its folder where possible, so the two can move together.
         target: the modality to synthesise, missing at inference: t1, t1ce, t2 or flair.
         source: the modalities available at inference, e.g. t1,t2; by default the three that are not the target.
