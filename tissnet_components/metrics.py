@@ -151,8 +151,9 @@ def case_metrics(
 
     Returns:
         `<map>_dice, <map>_assd_mm, <map>_hd95_mm, <map>_ml` of coarse, fine, refined, average (mean of fine and
-        refined), perceptibility and consensus (mean of fine and perceived); `label_ml`; `ssim, psnr` in the entire image, which its background flatters,
-        so also `brain_` (in the box of target > -1) and `local_` (in the label's box, at least 11 voxels a side).
+        refined), perceptibility and consensus (mean of fine and perceived); `label_ml`; `ssim, psnr` in the entire
+        image, which its background flatters, so also `brain_` (in the box of target > -1) and `local_` (in the label's
+        box, at least 11 voxels a side).
         Two guesses of quality that need no label: `predicted_dice`, the Dice of coarse if error is right, and
         `agreement`, the Dice of fine and refined with each other.
 
