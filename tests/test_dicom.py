@@ -60,7 +60,8 @@ def test_headers_tell_what_a_series_is(tmp_path):
     files = save_all(items, tmp_path / "1.2.3" / "deep")
     series = the_only(tmp_path)
     assert (series.patient, series.description, series.modality) == ("VS-SEG-007", "t1_fl3d", "MR")
-    assert series.agent == "Gadovist"
+    assert series.headers[2]["ContrastBolusAgent"] == "Gadovist"
+    assert series.headers[2]["ImageType"] == "ORIGINAL\\PRIMARY"
     assert series.files == tuple(files)
     assert series.uid == items[0].SeriesInstanceUID
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from tissnet_components.datasets.brats import find_candidates
 from tissnet_components.datasets.cases import MODALITIES, BadCase, check_case_name
+from tissnet_components.datasets.choice import with_series
 from tissnet_components.datasets.dicom import Series
-from tissnet_components.datasets.weighting import choose_series
 from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
 from tissnet_components.errors import mendable_cause
 from tissnet_components.inference import find_scans, report_failed
@@ -348,7 +348,7 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
     if "unusable" in patient:
         raise BadCase(patient["unusable"])
-    scans = _with_series(patient["image"], parser.get_parsed_content("source_modalities"))
+    scans = with_series(patient["image"], parser.get_parsed_content("source_modalities"))
     data = preprocessing({**patient, "image": scans})
     with eval_mode(network):
         maps = inferer(data["image"].as_tensor()[None].to(device), network)
@@ -359,18 +359,6 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     if "dicom_seg" in parser.get_parsed_content("outputs"):
         _write_dicom_seg(parser, result["fine"], scans[0], *_files(folder, case, ["dicom_seg"]))
     return result["summary"]
-
-
-def _with_series(scans: str | list[str], modalities: Sequence[str]) -> str | list[str | Series]:
-    """The scans, with the DICOM series of its modality instead of each folder."""
-    if isinstance(scans, str):
-        return scans
-    named = zip(scans, modalities, strict=True)
-    chosen = [choose_series(scan, modality) if os.path.isdir(scan) else scan for scan, modality in named]
-    twice = [scan for scan in chosen if isinstance(scan, Series) and chosen.count(scan) > 1]
-    if twice:
-        raise BadCase(f"{twice[0]} would be more than one of {', '.join(modalities)}; give each its own series")
-    return chosen
 
 
 def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, source: Series, path: Path) -> None:

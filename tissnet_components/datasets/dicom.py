@@ -5,9 +5,10 @@ a single folder full of files are all the same.
 """
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +23,14 @@ from tissnet_components.files import files_below
 
 IMAGE_MODALITIES = ("MR", "CT", "PT")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
-HEADER = (
-    *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber"),
-    *("Modality", "SeriesDescription", "PatientID", "ContrastBolusAgent"),
-    *("ImagePositionPatient", "EchoTime", "AcquisitionTime"),
+HEADER = (  # what tells instances, series and contrasts apart
+    *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "SOPClassUID"),
+    *("Modality", "SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName"),
+    *("PatientID", "StudyDate", "AcquisitionTime", "SeriesTime", "ImageType", "ComplexImageComponent"),
+    *("ScanningSequence", "SequenceVariant", "AcquisitionContrast", "AngioFlag", "MRAcquisitionType"),
+    *("EchoTime", "RepetitionTime", "InversionTime", "DiffusionBValue"),
+    *("ContrastBolusAgent", "ContrastBolusAgentSequence", "ContrastBolusIngredient", "ContrastBolusVolume"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
 )
 GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 RESCALING = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
@@ -38,17 +43,18 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 class Series:
     """One DICOM series: what its headers say, and its files.
 
-    ``agent`` is the contrast agent, "" where the header names none (which does not mean that none was given).
-    ``unreadable`` are damaged DICOM files in the folders of the series that may be slices of it.
+    ``headers`` are the texts of `HEADER`, file by file. ``unreadable`` are damaged DICOM files in the folders of the
+    series that may be slices of it. ``reason`` is why it was chosen, where it was.
     """
 
     uid: str
     modality: str
     description: str
     patient: str
-    agent: str
     files: tuple[Path, ...]
+    headers: tuple[Mapping[str, str], ...] = field(default=(), repr=False, compare=False)
     unreadable: tuple[Path, ...] = ()
+    reason: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         what = f"{self.modality} series {self.description}".strip()
@@ -132,12 +138,26 @@ def _read_header(file: Path) -> dict[str, str] | None:
     """The tags of `HEADER` as text, {} of a damaged DICOM file, None of a file that does not begin as DICOM does."""
     pydicom = import_pydicom()
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
-        return {tag: " ".join(str(header.get(tag) or "").split()) for tag in HEADER}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's show the patient's name
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
+            return {tag: _text(header, tag) for tag in HEADER}
     except pydicom.errors.InvalidDicomError:
         return None
     except Exception:  # a damaged header raises whatever its bytes happen to mean
         return {}
+
+
+def _text(header: Any, tag: str) -> str:
+    """The value of a tag as text, several joined by DICOM's backslash; "" where there is none, or none to be read."""
+    try:
+        value = header.get(tag)
+    except Exception:  # a number that is none, for example
+        return ""
+    if tag == "ContrastBolusAgentSequence":
+        value = [code.get("CodeMeaning", "agent") for code in value or ()]
+    values = [value] if value is None or isinstance(value, str) or not isinstance(value, Sequence) else value
+    return "\\".join(" ".join(str(one).split()) for one in values if one is not None)
 
 
 def _without_numbers(file: Path) -> tuple[Path, str]:
@@ -174,10 +194,9 @@ def _missing_numbers(numbers: Sequence[str]) -> int:
 
 
 def _series(uid: str, instances: list[tuple[Path, dict[str, str]]], unreadable: Sequence[Path]) -> Series:
-    files = tuple(file for file, _ in instances)
-    header = instances[0][1]
-    texts = (header["Modality"], header["SeriesDescription"], header["PatientID"], header["ContrastBolusAgent"])
-    return Series(uid, *texts, files, tuple(unreadable))
+    files, headers = zip(*instances, strict=True)
+    texts = (headers[0][tag] for tag in ("Modality", "SeriesDescription", "PatientID"))
+    return Series(uid, *texts, files, headers, tuple(unreadable))
 
 
 def _in_order(series: Series) -> list[Path]:

@@ -27,6 +27,7 @@ from tissnet_components.datasets.contours import (
     referenced_series,
     tumor_mask,
 )
+from tissnet_components.datasets.contrast import contrast_of
 from tissnet_components.datasets.datalist import (
     checked_workers,
     existing_folder,
@@ -38,7 +39,6 @@ from tissnet_components.datasets.datalist import (
     writable,
 )
 from tissnet_components.datasets.dicom import LPS_TO_RAS, Series, find_series, read_series
-from tissnet_components.datasets.weighting import weighting
 from tissnet_components.files import files_below, to_json, whole_folder, write_whole
 from tissnet_components.processes import share_out
 
@@ -180,8 +180,10 @@ def choose_scan(found: Found, modality: str) -> Path | Series:
     if found.get(modality):
         return _only(found, modality)
     series, named = found.get("MR", ()), _told_by_contours(found, modality, "MR_SeriesInstanceUID")
-    fits = [one for one in series if (one.uid in named if named else (weighting(one) or "").startswith(modality))]
-    enhanced = [one for one in fits if weighting(one) == "t1ce"]
+    fits = [
+        one for one in series if (one.uid in named if named else (contrast_of(one).contrast or "").startswith(modality))
+    ]
+    enhanced = [one for one in fits if contrast_of(one).contrast == "t1ce"]
     fits = enhanced if len(enhanced) == 1 else fits
     contoured = [one for one in fits if _drawn_on(found, one)] if len(fits) > 1 else []
     fits = contoured if len(contoured) == 1 else fits
