@@ -642,6 +642,20 @@ def test_a_series_does_not_stand_in_for_another(bundle, scans, tmp_path, descrip
     assert reason.format(uid=series.uid) in refused(bundle, **given, out=str(tmp_path / "out"))
 
 
+def test_the_series_that_was_taken_is_shown_and_kept_in_the_summary(vs_bundle, scans, tmp_path, capsys):
+    for name in ("t2_tse_tra", "t2_fl2d_tra_hemo"):
+        write_dicom(scans["t2"], tmp_path / "anna", name + "-{:03d}.dcm", description=name)
+    told = {}
+    for case, wanted in (("own", None), ("user", "t2_fl2d_tra_hemo")):
+        options = {"out": str(tmp_path / "out"), "case": case, "outputs": "seg", "t2_series": wanted}
+        segment(str(vs_bundle), t2=str(tmp_path / "anna"), **options)
+        (told[case],) = json.loads((tmp_path / "out" / case / f"{case}_summary.json").read_text())["series"]
+        assert f"{case}: t2 is the MR series {told[case]['description']} of P1" in capsys.readouterr().out
+    assert (told["own"]["description"], told["own"]["reason"]) == ("t2_tse_tra", "t2 by its name")
+    assert told["user"]["reason"] == "--t2-series names it, though it is T2* by its name"
+    assert told["user"]["uid"] in {series.uid for series in find_series(tmp_path / "anna")}
+
+
 def test_a_folder_of_dicom_folders_is_a_cohort_and_results_in_it_are_not(vs_bundle, scans, tmp_path, capsys):
     write_dicom(scans["t2"], tmp_path / "anna")
     write_dicom(scans["t2"], tmp_path / "bert" / "t2")

@@ -351,22 +351,22 @@ def test_another_patient_s_contours_are_refused(one, capsys):
 
 
 def test_flair_is_not_taken_for_t2():
-    flair = Series("1", "MR", "AX T2 FLAIR", "VS-SEG-001", "", (Path("a"),))
+    flair = Series("1", "MR", "AX T2 FLAIR", "VS-SEG-001", (Path("a"),))
     with pytest.raises(BadCase, match=r"no T2 scan among the MR images \(AX T2 FLAIR\)"):
         choose_scan({"MR": [flair]}, "t2")
 
 
 @pytest.mark.parametrize("description", ["t1c_tra", "t1_tfe_km", "BRAVO +C"])
 def test_enhanced_t1_is_known_by_the_names_that_segment_knows(description):
-    plain = Series("1", "MR", "t1_tfe", "VS-SEG-001", "", (Path("a"),))
-    enhanced = Series("2", "MR", description, "VS-SEG-001", "", (Path("b"),))
+    plain = Series("1", "MR", "t1_tfe", "VS-SEG-001", (Path("a"),))
+    enhanced = Series("2", "MR", description, "VS-SEG-001", (Path("b"),))
     assert choose_scan({"MR": [plain, enhanced]}, "t1") is enhanced
 
 
 def test_of_two_t1_series_the_enhanced_one_is_taken():
-    plain = Series("1", "MR", "t1_fl3d_tra", "VS-SEG-001", "", (Path("a"),))
-    by_header = Series("2", "MR", "t1_fl3d_tra", "VS-SEG-001", "Gadovist", (Path("b"),))
-    by_name = Series("3", "MR", "t1_fl3d_tra_gad", "VS-SEG-001", "", (Path("c"),))
+    plain = Series("1", "MR", "t1_fl3d_tra", "VS-SEG-001", (Path("a"),))
+    by_header = Series("2", "MR", "t1_fl3d_tra", "VS-SEG-001", (Path("b"),), ({"ContrastBolusAgent": "Gadovist"},))
+    by_name = Series("3", "MR", "t1_fl3d_tra_gad", "VS-SEG-001", (Path("c"),))
     assert choose_scan({"MR": [plain, by_header]}, "t1") is by_header
     assert choose_scan({"MR": [plain, by_name]}, "t1") is by_name
     with pytest.raises(BadCase, match="are both T1"):

@@ -79,6 +79,8 @@ def quality_flags(measured: Mapping[str, float | bool | None], thresholds: Mappi
 class SaveImageSummaryd(SaveImaged):
     """Write ``output_dir/CASE/CASE_summary.json``: what `measure_quality` finds, its flags and their thresholds.
 
+    Of DICOM series it tells which were taken, and why.
+
     A ``SaveImaged``, because MONAI Label leaves these out.
 
     Args:
@@ -101,7 +103,8 @@ class SaveImageSummaryd(SaveImaged):
         image = data[self.keys[0]]
         measured = measure_quality(*maps, np.asarray(image.affine), self.thresholds["edge_voxels"])
         case = image.meta["case"]
-        summary = {"case": case, **measured, "flags": quality_flags(measured, self.thresholds)}
+        series = {"series": image.meta["series"]} if "series" in image.meta else {}
+        summary = {"case": case, **series, **measured, "flags": quality_flags(measured, self.thresholds)}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
         write_whole(self.output_dir / case / f"{case}_summary.json", f"{text}\n".encode())
         return {**data, "summary": summary}

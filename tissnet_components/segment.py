@@ -46,6 +46,10 @@ def segment(
     out: str = ".",
     case: str | None = None,
     outputs: Sequence[str] = MAPS,
+    t1_series: str | None = None,
+    t1ce_series: str | None = None,
+    t2_series: str | None = None,
+    flair_series: str | None = None,
     dicom_seg: bool = False,
     overwrite: bool = False,
     resume: bool = False,
@@ -73,7 +77,7 @@ def segment(
 
     Args:
         bundle: folder of the bundle, such as bundles/tissnet_brats, with weights in its models folder.
-        t1: T1-weighted scan: a NIfTI file, or a folder of DICOM files; of several series there, the headers tell.
+        t1: T1-weighted scan: a NIfTI file, or a folder of DICOM files, where the headers tell which series is meant.
         t1ce: contrast-enhanced T1-weighted scan, likewise.
         t2: T2-weighted scan, likewise.
         flair: FLAIR scan, likewise, for bundles that synthesise another contrast.
@@ -84,6 +88,11 @@ def segment(
         out: folder for the results; made if needed.
         case: name of the one patient in the results; by default the first scan's name.
         outputs: which maps to write, such as seg,error; by default all: seg,synthetic,error,disagreement,overview.
+        t1_series: where several DICOM series may be T1, or none looks like it, the one to take: its UID, the end of
+            that, or its description.
+        t1ce_series: likewise for contrast-enhanced T1.
+        t2_series: likewise for T2.
+        flair_series: likewise for FLAIR.
         dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder.
         overwrite: replace results that are there already.
         resume: keep finished cases, do the others.
@@ -111,6 +120,8 @@ def segment(
     if cases and (given or case):
         raise ValueError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
     patients = find_patients(cases, modalities, out) if cases else [_one_patient(given, modalities, bundle, case)]
+    series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
+    patients = [{**patient, "series": series} for patient in patients]
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
     if dicom_seg:
         _check_dicom(patients)
@@ -348,7 +359,11 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
     if "unusable" in patient:
         raise BadCase(patient["unusable"])
-    scans = with_series(patient["image"], parser.get_parsed_content("source_modalities"))
+    modalities = parser.get_parsed_content("source_modalities")
+    scans = with_series(patient["image"], modalities, patient["series"])
+    for modality, scan in zip(modalities, scans, strict=False):
+        if isinstance(scan, Series):
+            tqdm.write(f"{case}: {modality} is the {scan}: {scan.reason}")
     data = preprocessing({**patient, "image": scans})
     with eval_mode(network):
         maps = inferer(data["image"].as_tensor()[None].to(device), network)

@@ -61,6 +61,8 @@ class LoadCased(MapTransform):
             grids.update({name: (volume.shape, volume.affine) for name, volume in volumes})
             check_same_grid(grids)
             loaded[key] = self._stack([volume for _, volume in volumes], volumes[0][0], data.get("case", ""))
+            if isinstance(data[key], list) and (series := [one for one in data[key] if isinstance(one, Series)]):
+                loaded[key].meta["series"] = [one.told for one in series]
         return loaded
 
     def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:

@@ -56,6 +56,11 @@ class Series:
     unreadable: tuple[Path, ...] = ()
     reason: str = field(default="", compare=False)
 
+    @property
+    def told(self) -> dict[str, str]:
+        """What a summary tells of it."""
+        return {"uid": self.uid, "description": self.description, "reason": self.reason}
+
     def __str__(self) -> str:
         what = f"{self.modality} series {self.description}".strip()
         return f"{what} of {self.patient} in {self.files[0].parent} (UID {self.uid})"
