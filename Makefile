@@ -43,7 +43,7 @@ label-test: .venv-label/ready # a real MONAI Label server, in its own environmen
 	.venv-label/bin/python -m pytest environment_tests/test_monai_label.py
 
 deploy-test: .venv-deploy/ready # MONAI Deploy's operator, in its own environment
-	.venv-deploy/bin/python -m pytest tests/test_export.py -k deploy
+	.venv-deploy/bin/python -m pytest tests/bundles/test_export.py -k deploy
 
 federated-test: .venv-federated/ready # NVFLARE's simulator with two sites, in its own environment
 	.venv-federated/bin/python -m pytest environment_tests/test_nvflare.py

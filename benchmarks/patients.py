@@ -11,10 +11,11 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
 from benchmarks.inference import REFERENCE_WINDOWS, read
-from tissnet_components.datasets.brats import find_cases
-from tissnet_components.inference import CascadeInferer, InvertTogetherd
+from tissnet_components.inference import CascadeInferer
 from tissnet_components.metrics import dice
-from tissnet_components.transforms import LoadCased
+from tissnet_components.scans.loading import LoadCased
+from tissnet_components.scans.naming import find_cases
+from tissnet_components.transforms import InvertTogetherd
 
 
 def patients(root: str, limit: int | None = None) -> None:

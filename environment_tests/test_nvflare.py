@@ -14,8 +14,8 @@ import torch
 from bundle_copies import BUNDLES, NAMES
 from hospitals import SETTINGS, SITES, write_site
 
-from tissnet_components.cascade import load_weights
 from tissnet_components.federated import federate, new_network
+from tissnet_components.weights import load_weights
 
 pytest.importorskip("nvflare", reason="needs NVFLARE: make federated-test")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tissnet_components.datasets.cases import MODALITIES
+from tissnet_components.scans.naming import MODALITIES
 
 SHAPE = (4, 5, 3)
 UNTIL_2021 = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair", "seg": "_seg"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from tissnet_components.cascade import compact
+from tissnet_components.weights import compact
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 NAMES = ("tissnet_brats", "tissnet_vs")

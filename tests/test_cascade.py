@@ -8,18 +8,9 @@ import torch
 from torch import nn
 
 from tissnet_components import cascade
-from tissnet_components.cascade import (
-    Frozen,
-    PerceivedCascade,
-    TissNet,
-    compact,
-    keep_image_settings,
-    load_perceptor,
-    load_weights,
-    read_state,
-    refine_with_error,
-)
+from tissnet_components.cascade import Frozen, PerceivedCascade, TissNet, refine_with_error
 from tissnet_components.unet25d import UNet25D
+from tissnet_components.weights import compact, keep_image_settings, load_perceptor, load_weights, read_state
 
 WIDTHS = [2, 4, 4, 4, 4]
 

@@ -6,8 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from tissnet_components.datasets.cases import check_same_grid, load_datalist
 from tissnet_components.errors import answered, ensure_writable, explain_errors, mendable_cause
+from tissnet_components.scans.datalist import load_datalist
+from tissnet_components.scans.nifti import check_same_grid
 
 
 def caught(action) -> BaseException:

@@ -10,13 +10,10 @@ from cohort import oblique_affine, save, write_case, write_datalist
 from monai.inferers import SimpleInferer
 from torch import nn
 
-from tissnet_components.inference import (
-    CascadeInferer,
-    CheckedCases,
-    ChooseMapd,
-    find_scans,
-    report_failed,
-)
+from tissnet_components.errors import report_failed
+from tissnet_components.inference import CascadeInferer
+from tissnet_components.scans.cases import CheckedCases, find_scans
+from tissnet_components.transforms import ChooseMapd
 
 SOURCES = ["t1", "t1ce", "t2"]
 OBLIQUE = oblique_affine((0.9, 1.1, 5))

@@ -22,9 +22,9 @@ from monai.bundle import ConfigParser
 
 from tissnet_components import __main__ as command_line
 from tissnet_components import cascade
-from tissnet_components.datasets.dicom import find_series
 from tissnet_components.errors import mendable_cause
 from tissnet_components.inference import CascadeInferer
+from tissnet_components.scans.dicom import find_series
 from tissnet_components.segment import segment
 
 BUNDLES = Path(__file__).parents[1] / "bundles"

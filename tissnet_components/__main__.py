@@ -11,16 +11,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 import fire
 from fire.decorators import SetParseFns
 
-from tissnet_components.cascade import compact
-from tissnet_components.datasets.brats import prepare_brats
-from tissnet_components.datasets.phantom import phantom
-from tissnet_components.datasets.vestibular import prepare_vs
 from tissnet_components.errors import mendable_cause
 from tissnet_components.federated import federate
 from tissnet_components.package import package, verify
+from tissnet_components.phantom.cohort import phantom
+from tissnet_components.prepare.brats import prepare_brats
+from tissnet_components.prepare.vestibular import prepare_vs
 from tissnet_components.report.html import report
 from tissnet_components.segment import segment
-from tissnet_components.study import study
+from tissnet_components.study.study import study
+from tissnet_components.weights import compact
 
 COMMANDS = {
     "phantom": phantom,

@@ -4,7 +4,7 @@ import errno
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,10 @@ PACKAGE = Path(__file__).parent
 MENDABLE = (ValueError, FileNotFoundError, PermissionError, FloatingPointError, ImportError)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+
+class BadCase(ValueError):
+    """A case that cannot be used: one sentence with the file, what is wrong with it and what to do."""
 
 
 def mendable_cause(error: BaseException | None) -> BaseException | None:
@@ -95,3 +99,12 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         sys.__excepthook__(kind, error, trace)
     else:
         print(f"error: {cause}", file=sys.stderr)
+
+
+def report_failed(cases: Mapping[str, str]) -> None:
+    """After a run, list the cases that could not be run (name -> reason), if any, and exit with status 1."""
+    if not cases:
+        return
+    reasons = [f"{case}: {reason}" for case, reason in cases.items()]
+    print(f"{len(cases)} not run:", *reasons, sep="\n  ", file=sys.stderr)
+    raise SystemExit(1)

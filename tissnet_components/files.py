@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from os.path import abspath
 from pathlib import Path
 
 
@@ -105,3 +106,10 @@ def _refuse_folder(error: OSError) -> None:
     raise ValueError(
         f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away"
     ) from error
+
+
+def existing_folder(root: str | Path) -> Path:
+    folder = Path(abspath(Path(str(root)).expanduser()))  # Fire hands a folder called 2020 over as a number
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is not a folder; give the folder that the download was unpacked to")
+    return folder

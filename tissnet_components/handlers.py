@@ -20,9 +20,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
-from tissnet_components.cascade import check_image_settings, check_weights_fit, keep_image_settings, read_state
 from tissnet_components.files import write_whole
-from tissnet_components.report.figures import overview
+from tissnet_components.results.overview import overview
+from tissnet_components.weights import check_image_settings, check_weights_fit, keep_image_settings, read_state
 
 logger = logging.getLogger(__name__)
 

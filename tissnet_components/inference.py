@@ -1,23 +1,15 @@
 """Running a cascade over whole volumes, one case or many."""
 
-import os
-import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
 from monai.inferers import Inferer, SlidingWindowInferer
-from monai.transforms import Invertd, MapTransform, Transform
 from torch import nn
 
-from tissnet_components.datasets.brats import doubled_file, find_candidates
-from tissnet_components.datasets.cases import check_case_name, load_datalist, usable_cases
-from tissnet_components.errors import answered
+from tissnet_components.moved import forwarding
 
-MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -119,118 +111,4 @@ class FittedWindowInferer(SlidingWindowInferer):
         return super().__call__(inputs, network, *args, **kwargs)
 
 
-class CheckedCases:
-    """The cases that can be run (``good``), and those that cannot with the reason (``failed``), after reading all.
-
-    Args:
-        cases: datalist entries.
-        keys: what a case needs, and all that is kept of it besides ``case``; inference needs ``image`` alone.
-
-    Raises:
-        ValueError: none can be run.
-    """
-
-    def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
-        missing = {case["case"]: [key for key in keys if key not in case] for case in cases}
-        kept = [
-            {key: case[key] for key in ("case", *keys, "unusable") if key in case}
-            for case in cases
-            if not missing[case["case"]]
-        ]
-        self.good, self.failed = usable_cases(kept)
-        self.failed |= {
-            case: f"the datalist names no {' and no '.join(absent)} for it; add the file or leave the case out"
-            for case, absent in missing.items()
-            if absent
-        }
-        if not self.good:
-            raise ValueError(f"none of the {len(cases)} cases can be run: {'; '.join(self.failed.values())}")
-
-
-def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, section: str) -> list[dict[str, Any]]:
-    """The cases to run: a section of the datalist where there is one, else every scan in the folder.
-
-    Nothing is opened. A file that a case of the folder lacks is listed under the name it should have, and a case with
-    two files of one modality is ``unusable``, with the reason.
-
-    Args:
-        dataset_dir: a folder of scans, one file per modality, named as in BraTS; used when there is no datalist.
-        modalities: the source modalities, in the order the network expects.
-        datalist: JSON with cases by section.
-        section: training, validation or test.
-
-    Raises:
-        ValueError: nothing found, a name not fit for a folder, or a bad datalist.
-    """
-    if os.path.isfile(datalist):
-        return load_datalist(datalist, section, modalities)
-    found = find_candidates(dataset_dir, modalities)
-    if not found:
-        raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
-    return [_found(check_case_name(case, dataset_dir), files, modalities) for case, files in found.items()]
-
-
-def _found(case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str]) -> dict[str, Any]:
-    beside = next(iter(files.values()))[0]
-    image = [str(files.get(name, [beside.with_name(f"{case}_{name}.nii.gz")])[0]) for name in modalities]
-    reason = doubled_file(case, files)
-    return {"case": case, "image": image, **({"unusable": reason} if reason else {})}
-
-
-def report_failed(cases: Mapping[str, str]) -> None:
-    """After a run, list the cases that could not be run (name -> reason), if any, and exit with status 1."""
-    if not cases:
-        return
-    reasons = [f"{case}: {reason}" for case, reason in cases.items()]
-    print(f"{len(cases)} not run:", *reasons, sep="\n  ", file=sys.stderr)
-    raise SystemExit(1)
-
-
-class InvertTogetherd(MapTransform):
-    """MONAI's ``Invertd`` of maps on one grid, interpolated: all in one pass, as channels of one image.
-
-    Args:
-        keys: the maps.
-        transform: what is to be undone.
-        orig_keys: the image that went through it.
-
-    Shapes:
-        maps: (C, X, Y, Z), each its own C; the same comes back on the image's first grid.
-    """
-
-    def __init__(
-        self, keys: KeysCollection, transform: Transform, orig_keys: str, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.invert = Invertd("together", transform, orig_keys=orig_keys, nearest_interp=False)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        names = list(self.key_iterator(data))
-        together = torch.cat([data[name] for name in names])
-        restored = self.invert({**data, "together": together})["together"]
-        return {**data, **dict(zip(names, restored.split([len(data[name]) for name in names]), strict=True))}
-
-
-class ChooseMapd(MapTransform):
-    """Copy one map to ``pred``, which MONAI Label sends back.
-
-    Args:
-        choice: ``mask``, ``synthetic``, ``error`` or ``disagreement``; of a list, what MONAI Label offers, the first.
-
-    Raises:
-        ValueError: another name.
-    """
-
-    def __init__(self, choice: str | Sequence[str]) -> None:
-        super().__init__(tuple(MAPS.values()))
-        self.choice = choice if isinstance(choice, str) else choice[0]
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        with answered(422):
-            if self.choice not in MAPS:
-                raise ValueError(f"there is no map {self.choice!r}; choose one of {', '.join(MAPS)}")
-        return {
-            **data,
-            "pred": data[MAPS[self.choice]],
-            "result_dtype": "uint8" if self.choice == "mask" else "float32",
-        }
+__getattr__ = forwarding(__name__)

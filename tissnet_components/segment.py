@@ -16,14 +16,13 @@ from monai.data import MetaTensor
 from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
-from tissnet_components.datasets.brats import find_candidates
-from tissnet_components.datasets.cases import MODALITIES, BadCase, check_case_name
-from tissnet_components.datasets.choice import with_series
-from tissnet_components.datasets.dicom import Series
-from tissnet_components.dicom_seg import import_highdicom, write_dicom_seg
-from tissnet_components.errors import mendable_cause
-from tissnet_components.inference import find_scans, report_failed
-from tissnet_components.saving import refuse_foreign
+from tissnet_components.errors import BadCase, mendable_cause, report_failed
+from tissnet_components.results.dicom_seg import import_highdicom, write_dicom_seg
+from tissnet_components.results.maps import refuse_foreign
+from tissnet_components.scans.cases import find_scans
+from tissnet_components.scans.choice import with_series
+from tissnet_components.scans.dicom import Series
+from tissnet_components.scans.naming import MODALITIES, check_case_name, find_candidates
 
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
 VOXEL_MM = (0.1, 20)

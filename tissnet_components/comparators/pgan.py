@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tissnet_components.cascade import check_weights_fit, read_state
 from tissnet_components.losses import WeightedTerms, fool
 from tissnet_components.patchgan import discriminate
+from tissnet_components.weights import check_weights_fit, read_state
 
 UNTRAINED = "untrained"
 

@@ -4,14 +4,18 @@ Two trainings. The first one's network is a ``TissNet`` without segmentor; in th
 (``load_generator``) and the segmentor sees source and synthetic image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tissnet_components.cascade import Frozen, TissNet
 from tissnet_components.losses import DiscriminatorLoss, WeightedTerms
 from tissnet_components.patchgan import discriminate
+from tissnet_components.weights import load_weights
 
 
 def fool(scores: torch.Tensor) -> torch.Tensor:
@@ -49,3 +53,13 @@ class Pix2PixDiscriminatorLoss(DiscriminatorLoss):
     """``DiscriminatorLoss`` by cross-entropy instead of least squares."""
 
     tell_apart = staticmethod(tell_apart)
+
+
+def load_generator(generator: nn.Module, path: str, image_settings: Mapping[str, Any] | None = None) -> Frozen:
+    """Load the generator that a first training left (a ``TissNet`` without segmentor) and freeze it."""
+    command = (
+        "train the generator first: python -m monai.bundle run training "
+        f"--config_file \"['configs/train.json','configs/comparators/{Path(path).stem}.json']\" --dataset_dir DIR "
+        "(with the same widths and spacing)"
+    )
+    return Frozen(load_weights(TissNet(generator, None), path, image_settings, missing=command).generator)

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 
-from .tables import Table
+from tissnet_components.report.tables import Table
 
 LATEX = {
     "\\": r"\textbackslash{}",

@@ -10,14 +10,22 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..files import files_below, write_whole
-from . import formats, plots
-from .cases import QUALITY, case_table, quality_table
-from .layouts import further_runs, layouts_of, pictured, reference_of, slices_of
-from .provenance import provenance_table
-from .runs import Run, notes, read_runs, records_of, simulated, study_of
-from .tables import Layout, Table, comparable, comparison_table, comparisons, result_table, run_of
-from .wanted import check_report, evaluated
+from tissnet_components.files import files_below, write_whole
+from tissnet_components.report import formats, plots
+from tissnet_components.report.by_case import QUALITY, case_by_case_table, quality_table
+from tissnet_components.report.layouts import further_runs, layouts_of, pictured, reference_of, slices_of
+from tissnet_components.report.provenance import provenance_table
+from tissnet_components.report.runs import Run, notes, read_runs, records_of, simulated, study_of
+from tissnet_components.report.tables import (
+    Layout,
+    Table,
+    comparable,
+    comparison_table,
+    comparisons,
+    result_table,
+    run_of,
+)
+from tissnet_components.report.wanted import check_report, evaluated
 
 CASES = " The cases are those at the 90th, 50th and 10th percentile of the Dice of {}."
 GAINS = (
@@ -103,7 +111,7 @@ def report(
         "notes": [*_other_studies(roots, home), *notes(found, roots, _side_by_side(wanted, layouts))],
         "tables": [table for layout in layouts for table in _tables(layout, found)] + _quality(wanted, found),
         "figures": list(_figures(wanted, found, layouts, reference)),
-        "cases": case_table(_methods(wanted, found)) if found else None,
+        "cases": case_by_case_table(_methods(wanted, found)) if found else None,
         "provenance": provenance_table(study, records_of(home, study)) if study else None,
     }
     page = _template().render(

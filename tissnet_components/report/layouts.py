@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..metrics import SEGMENTATIONS
-from .plots import stage
-from .runs import Run
-from .tables import IMAGE, Layout, run_of
-from .wanted import layout_of
+from tissnet_components.metrics import SEGMENTATIONS
+from tissnet_components.report.plots import stage
+from tissnet_components.report.runs import Run
+from tissnet_components.report.tables import IMAGE, Layout, run_of
+from tissnet_components.report.wanted import layout_of
 
 PICTURED_METHODS, QUANTILES = 6, (0.9, 0.5, 0.1)
 

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .figures import BACKGROUND, CONTOURS, INK, contoured, literal
-from .runs import Run
-from .statistics import interval, rank_correlation
+from tissnet_components.report.runs import Run
+from tissnet_components.report.statistics import interval, rank_correlation
+from tissnet_components.results.overview import BACKGROUND, CONTOURS, INK, contoured, literal
 
 WIDTH, PANEL, DPI = 10.0, 2.5, 100  # inches
 COLUMNS = 4

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from . import slug
-from .tables import Cell, Table, number_cell
+from tissnet_components.report import slug
+from tissnet_components.report.tables import Cell, Table, number_cell
 
 PLACES = ("dataset_dir", "datalist", "ckpt_dir", "output_dir")  # settings that a study gives every run
 

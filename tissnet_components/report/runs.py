@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import digest, files_below
-from . import slug
+from tissnet_components.files import digest, files_below
+from tissnet_components.report import slug
 
 FOLD = re.compile(r"fold_\d+")
 RECORD = ("minutes", "machine", "finished")

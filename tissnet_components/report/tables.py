@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..case_table import mean_and_sd, summarise
-from ..metrics import SEGMENTATIONS, SSIM_SIGMA, SSIM_WINDOW
-from .runs import Run
-from .statistics import RESAMPLES, Comparison, compare, holm
+from tissnet_components.metrics import SEGMENTATIONS, SSIM_SIGMA, SSIM_WINDOW
+from tissnet_components.report.runs import Run
+from tissnet_components.report.statistics import RESAMPLES, Comparison, compare, holm
+from tissnet_components.results.case_table import mean_and_sd, summarise
 
 SIGNIFICANT = 0.05
 

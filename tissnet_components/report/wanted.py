@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from .plots import QUALITIES
-from .tables import Layout, run_of
+from tissnet_components.report.plots import QUALITIES
+from tissnet_components.report.tables import Layout, run_of
 
 TABLE_KEYS = {
     "title": str,

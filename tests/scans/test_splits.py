@@ -1,0 +1,62 @@
+import pytest
+from brats_files import cohort, write_csv
+
+from tissnet_components.prepare.brats import prepare_brats
+from tissnet_components.scans.splits import read_split, split_cases
+
+
+@pytest.mark.parametrize(
+    "patients, counts",
+    [(369, [258, 37, 74]), (12, [9, 1, 2]), (3, [1, 1, 1]), (2, [2, 0, 0]), (100, [70, 10, 20])],
+)
+def test_patients_are_drawn_in_the_paper_s_proportions(patients, counts):
+    names = [f"p{number}" for number in range(patients)]
+    sections = split_cases(names, seed=0)
+    assert [len(cases) for cases in sections.values()] == counts
+    assert sorted(name for cases in sections.values() for name in cases) == sorted(names)
+
+
+def test_the_seed_and_not_the_order_of_names_decides_the_draw():
+    names = [f"p{number}" for number in range(30)]
+    assert split_cases(names, 1) == split_cases(names[::-1], 1)
+    assert split_cases(names, 1) != split_cases(names, 2)
+
+
+def test_time_points_of_a_patient_stay_together():
+    names = [f"BraTS-GLI-{patient:05d}-{point:03d}" for patient in range(20) for point in range(3)]
+    sections = split_cases(names, 0)
+    assert [len(cases) for cases in sections.values()] == [42, 6, 12]  # 14, 2 and 4 patients
+    patients = [{name[:-4] for name in cases} for cases in sections.values()]
+    assert not (patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2])
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation", " Validation "])
+def test_a_split_may_be_called_by_its_synonyms(tmp_path, word):
+    assert read_split(write_csv(tmp_path / "split.csv", ("p", word))) == {"p": "validation"}
+
+
+@pytest.mark.parametrize(
+    "rows, header, sentence",
+    [
+        pytest.param(
+            [("p", "train"), ("p", "test")], ("case", "split"), "line 3: case p is named a second", id="twice"
+        ),
+        pytest.param([("p", "holdout")], ("case", "split"), "line 2: .*holdout.* expected", id="unknown split"),
+        pytest.param([("p", "train")], ("patient", "fold"), "line 2: .*expected case,split", id="other columns"),
+        pytest.param([], ("case", "split"), "names no case", id="empty"),
+        pytest.param(
+            [("nobody", "train")], ("case", "split"), "names 1 cases that were not found, first nobody", id="who"
+        ),
+    ],
+)
+def test_a_wrong_split_file_is_refused(tmp_path, rows, header, sentence):
+    cohort(tmp_path)
+    split = write_csv(tmp_path / "split.csv", *rows, header=header)
+    with pytest.raises(ValueError, match=sentence):
+        prepare_brats(tmp_path, tmp_path / "datalist.json", split=str(split))
+    assert not (tmp_path / "datalist.json").exists()
+
+
+def test_a_split_file_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.csv cannot be read"):
+        read_split(tmp_path / "nowhere.csv")

@@ -1,0 +1,44 @@
+"""Where a component went that released bundles name: their configs load until bundles of version 0.2 are two years old.
+
+Nothing here is for new code: a bundle names a component where it is.
+"""
+
+from collections.abc import Callable
+from pydoc import locate
+from types import SimpleNamespace
+from typing import Any
+
+PACKAGE = __name__.rpartition(".")[0]
+
+MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> where it is
+    "case_table": "results.case_table",
+    "cascade.load_generator": "comparators.pix2pix.load_generator",
+    "cascade.load_perceptor": "weights.load_perceptor",
+    "cascade.load_weights": "weights.load_weights",
+    "cascade.read_image_settings": "weights.read_image_settings",
+    "datasets.cases": "scans.datalist",
+    "inference.CheckedCases": "scans.cases.CheckedCases",
+    "inference.ChooseMapd": "transforms.ChooseMapd",
+    "inference.InvertTogetherd": "transforms.InvertTogetherd",
+    "inference.find_scans": "scans.cases.find_scans",
+    "inference.report_failed": "errors.report_failed",
+    "quality": "results.summary",
+    "saving": "results.maps",
+    "transforms.LoadCased": "scans.loading.LoadCased",
+    "transforms.LoadImageCased": "scans.loading.LoadImageCased",
+}
+
+
+def forwarding(module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module, which finds what has left it."""
+
+    def find(name: str) -> Any:
+        place = f"{module}.{name}".removeprefix(f"{PACKAGE}.")
+        if place in MOVED:
+            return locate(f"{PACKAGE}.{MOVED[place]}")
+        inside = {old.removeprefix(f"{place}."): new for old, new in MOVED.items() if old.startswith(f"{place}.")}
+        if not inside:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return SimpleNamespace(**{old: locate(f"{PACKAGE}.{new}") for old, new in inside.items()})
+
+    return find

@@ -1,0 +1,1 @@
+"""From a download to a datalist."""

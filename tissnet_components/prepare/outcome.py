@@ -1,0 +1,90 @@
+"""What every preparation shares: where it writes, and what it says of the cases."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from os.path import abspath
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+UNLABELLED = "no seg file, as in the challenge's validation and test sets"
+
+
+def set_apart_unnamed(
+    found: dict, failed: dict[str, str], assigned: Mapping[str, str], split: str | None
+) -> dict[str, str]:
+    """Remove the cases that a split does not name; returns them with that reason.
+
+    Raises:
+        ValueError: a split file names cases that were not found; a collection's own (None) may.
+    """
+    unknown = sorted(set(assigned) - set(found) - set(failed))
+    if split and unknown:
+        raise ValueError(
+            f"{split} names {len(unknown)} cases that were not found, first {unknown[0]}; correct the names"
+        )
+    by = Path(split).name if split else "the collection's own split"
+    unnamed = {case: f"not named in {by}" for case in (*found, *failed) if case not in assigned}
+    for case in unnamed:
+        found.pop(case, None)
+        failed.pop(case, None)
+    return unnamed
+
+
+def checked_workers(workers: int | None) -> int:
+    """How many cases to work on at the same time: as given, or one per core, at most eight."""
+    if workers is None:
+        return min(8, os.cpu_count() or 1)
+    if type(workers) is not int or workers < 1:
+        raise ValueError(f"workers is {workers!r}, expected an integer of at least 1")
+    return workers
+
+
+def writable(out: str | Path) -> Path:
+    path = Path(abspath(Path(str(out)).expanduser()))
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; give the file to write, for example --out {path / 'datalist.json'}")
+    probe = path.with_name(f".{os.getpid()}_probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+    return path
+
+
+def refuse_failed(failed: Mapping[str, str], good: int) -> None:
+    """After the datalist of the good cases is written: raise ValueError if others failed."""
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(failed) + good} cases are not in the datalist, see the reasons above")
+
+
+def print_skipped(skipped: Mapping[str, str], root: Path) -> None:
+    """A row per reason, so that 125 unlabelled cases are one line."""
+    if not skipped:
+        return
+    cases = defaultdict(list)
+    for case, reason in sorted(skipped.items()):
+        cases[reason.replace(f"{root}{os.sep}", "")].append(case)
+    table = Table("cases", "which", Column("why", overflow="fold"), title="Skipped")
+    for reason, names in cases.items():
+        which = ", ".join(names) if len(names) <= 10 else f"{names[0]} ... {names[-1]}"
+        table.add_row(str(len(names)), Text(which), Text(reason))
+    Console().print(table)
+
+
+def print_summary(
+    path: Path, sections: Mapping[str, Sequence[str]], sources: Sequence[str], target: str, skipped: int
+) -> None:
+    counts = ", ".join(f"{len(names)} {section}" for section, names in sections.items())
+    summary = f"{path}: {counts}; {', '.join(sources)} -> {target}; {skipped} skipped"
+    Console().print(Text(summary), soft_wrap=True)
+    empty = [section for section, names in sections.items() if not names]
+    if empty:
+        Console().print(
+            Text(f"no case for {' and '.join(empty)}: three patients are needed, or a --split that names some")
+        )

@@ -1,0 +1,1 @@
+"""What leaves: maps, summaries, pictures and tables."""

@@ -1,0 +1,123 @@
+"""Find the cases of a folder or datalist, and check them before anything is run."""
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tissnet_components.errors import BadCase
+from tissnet_components.scans.datalist import FILE_KEYS, as_list, load_datalist
+from tissnet_components.scans.naming import check_case_name, doubled_file, find_candidates
+from tissnet_components.scans.nifti import (
+    check_intensities,
+    check_label,
+    check_readable,
+    check_same_grid,
+    check_three_axes,
+)
+
+FEW_CASES = 5
+
+
+class CheckedCases:
+    """The cases that can be run (``good``), and those that cannot with the reason (``failed``), after reading all.
+
+    Args:
+        cases: datalist entries.
+        keys: what a case needs, and all that is kept of it besides ``case``; inference needs ``image`` alone.
+
+    Raises:
+        ValueError: none can be run.
+    """
+
+    def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
+        missing = {case["case"]: [key for key in keys if key not in case] for case in cases}
+        kept = [
+            {key: case[key] for key in ("case", *keys, "unusable") if key in case}
+            for case in cases
+            if not missing[case["case"]]
+        ]
+        self.good, self.failed = usable_cases(kept)
+        self.failed |= {
+            case: f"the datalist names no {' and no '.join(absent)} for it; add the file or leave the case out"
+            for case, absent in missing.items()
+            if absent
+        }
+        if not self.good:
+            raise ValueError(f"none of the {len(cases)} cases can be run: {'; '.join(self.failed.values())}")
+
+
+def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, section: str) -> list[dict[str, Any]]:
+    """The cases to run: a section of the datalist where there is one, else every scan in the folder.
+
+    Nothing is opened. A file that a case of the folder lacks is listed under the name it should have, and a case with
+    two files of one modality is ``unusable``, with the reason.
+
+    Args:
+        dataset_dir: a folder of scans, one file per modality, named as in BraTS; used when there is no datalist.
+        modalities: the source modalities, in the order the network expects.
+        datalist: JSON with cases by section.
+        section: training, validation or test.
+
+    Raises:
+        ValueError: nothing found, a name not fit for a folder, or a bad datalist.
+    """
+    if os.path.isfile(datalist):
+        return load_datalist(datalist, section, modalities)
+    found = find_candidates(dataset_dir, modalities)
+    if not found:
+        raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
+    return [_found(check_case_name(case, dataset_dir), files, modalities) for case, files in found.items()]
+
+
+def _found(case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str]) -> dict[str, Any]:
+    beside = next(iter(files.values()))[0]
+    image = [str(files.get(name, [beside.with_name(f"{case}_{name}.nii.gz")])[0]) for name in modalities]
+    reason = doubled_file(case, files)
+    return {"case": case, "image": image, **({"unusable": reason} if reason else {})}
+
+
+def check_case(case: Mapping) -> None:
+    """Read every file of a case (``target`` and ``label`` may be absent) and check it, alone and against the others.
+
+    Raises:
+        BadCase: for the first thing that is wrong.
+    """
+    if case.get("unusable"):
+        raise BadCase(case["unusable"])
+    grids = {}
+    for key in FILE_KEYS:
+        for file in as_list(case.get(key)):
+            image = check_readable(file)
+            check_three_axes(image.shape, file)
+            (check_label if key == "label" else check_intensities)(np.asanyarray(image.dataobj), file)
+            grids[str(file)] = (image.shape, image.affine)
+    check_same_grid(grids)
+
+
+def usable_cases(cases: Sequence[Mapping], workers: int | None = None) -> tuple[list[Mapping], dict[str, str]]:
+    """Check cases in parallel, with a progress bar when there are more than a few.
+
+    Threads do: nearly all the time goes into unpacking gzip, which runs without Python's lock.
+
+    Returns:
+        the good cases in their order, and case name -> reason for the others.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        quiet = len(cases) <= FEW_CASES
+        reasons = list(tqdm(pool.map(_reason, cases), "checking cases", len(cases), unit="case", disable=quiet))
+    good = [case for case, reason in zip(cases, reasons, strict=True) if not reason]
+    failed = {case["case"]: reason for case, reason in zip(cases, reasons, strict=True) if reason}
+    return good, failed
+
+
+def _reason(case: Mapping) -> str | None:
+    try:
+        check_case(case)
+    except BadCase as error:
+        return str(error)
+    return None

@@ -1,0 +1,110 @@
+"""Read datalists, so that a bad one ends in one sentence that names the file.
+
+A case is a dict: ``case`` (its name), ``image`` (one file or a list, the source modalities in order) and, where known,
+``target`` (the missing modality) and ``label`` (the tumor mask). One that was found to be bad before its files were
+read has ``unusable``, the reason.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from os.path import abspath
+from pathlib import Path
+
+from tissnet_components.scans.naming import check_case_name
+
+FILE_KEYS = ("image", "target", "label")
+SECTIONS = ("training", "validation", "test")
+
+
+def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None = None) -> list[dict]:
+    """Read the cases of one section ("training", "validation" or "test") of a datalist, paths made absolute.
+
+    Relative paths start at the datalist's folder. ``image`` is always a list. Files are not opened here:
+    `usable_cases` does that. With `sources`, the contrasts that a network expects, each case's `image` holds these in
+    this order, chosen among those that the datalist names, if it names any.
+
+    Raises:
+        ValueError: sources it does not name, no such file or section, not JSON, an empty section, an entry without
+            ``case`` or ``image``, a name not fit for a folder, or a case or file that stands in it twice (in two
+            sections, it would leak into the test).
+    """
+    sections, named = _read_sections(Path(path))
+    if sources is not None and named is not None and not set(sources) <= set(named):
+        raise ValueError(
+            f"datalist {path} has the sources {list(named)}, expected {list(sources)}; set --source_modalities to the "
+            f"former, or prepare the datalist again"
+        )
+    if not sections.get(section):
+        problem = "an empty" if section in sections else "no"
+        filled = {name: len(entries) for name, entries in sections.items() if entries}
+        raise ValueError(f"{path} has {problem} section '{section}'; it has {filled or 'no cases'}; prepare it again")
+    folder = Path(path).absolute().parent
+    cases = {name: [_absolute(entry, folder, path) for entry in entries] for name, entries in sections.items()}
+    _refuse_twice([entry["case"] for entries in cases.values() for entry in entries], "case", path)
+    _refuse_twice([file for entries in cases.values() for entry in entries for file in _files(entry)], "file", path)
+    if sources is None or named is None:
+        return cases[section]
+    return [{**case, "image": _chosen(case, named, sources, path)} for case in cases[section]]
+
+
+def _chosen(case: Mapping, named: Sequence[str], sources: Sequence[str], path: str | Path) -> list[str]:
+    """The files of the wanted sources among those of a case."""
+    if len(case["image"]) != len(named):
+        raise ValueError(
+            f"datalist {path} names the sources {list(named)}, but {case['case']} has {len(case['image'])} images; "
+            f"prepare it again"
+        )
+    return [case["image"][named.index(source)] for source in sources]
+
+
+def _read_sections(path: Path) -> tuple[dict[str, list], list[str] | None]:
+    """The cases by section, and the names of the source contrasts if the datalist gives them."""
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"datalist {path} does not exist; write it with prepare_brats, prepare_vs or phantom of "
+            f"`python -m tissnet_components`"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"datalist {path} is not valid JSON ({error}); prepare it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"datalist {path} holds a {type(content).__name__}, expected sections {SECTIONS}")
+    sections = {name: content[name] for name in SECTIONS if name in content}
+    wrong = [name for name, entries in sections.items() if not isinstance(entries, list)]
+    if wrong:
+        raise ValueError(f"section '{wrong[0]}' of datalist {path} is no list of cases; prepare it again")
+    named = content.get("sources")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise ValueError(f"'sources' of datalist {path} is {named}, expected a list of names; prepare it again")
+    return sections, named
+
+
+def _absolute(entry: dict, folder: Path, path: str | Path) -> dict:
+    if not isinstance(entry, dict) or not entry.get("case") or not entry.get("image"):
+        raise ValueError(f"datalist {path} has the entry {entry}, expected at least 'case' and 'image'; add them")
+    check_case_name(entry["case"], f"datalist {path}")
+    try:
+        files = {key: [abspath(folder / file) for file in as_list(entry.get(key))] for key in FILE_KEYS}
+    except TypeError as error:
+        raise ValueError(f"datalist {path} has the entry {entry}, expected names of files; prepare it again") from error
+    single = {key: files[key][0] for key in ("target", "label") if files[key]}
+    return {**entry, "image": files["image"], **single}
+
+
+def _refuse_twice(names: list[str], kind: str, path: str | Path) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"datalist {path} uses the {kind} {twice[0]} more than once ({len(twice)} such); remove it")
+
+
+def _files(case: Mapping) -> list[str]:
+    return [file for key in FILE_KEYS for file in as_list(case.get(key))]
+
+
+def as_list(files: str | Path | Sequence | None) -> list:
+    if files is None:
+        return []
+    return [files] if isinstance(files, str | Path) else list(files)

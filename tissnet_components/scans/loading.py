@@ -1,0 +1,143 @@
+"""Load a case for MONAI: every file checked alone and against the others."""
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from os import PathLike
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import SpaceKeys
+
+from tissnet_components.errors import BadCase, answered
+from tissnet_components.scans.dicom import Series, read_series
+from tissnet_components.scans.naming import find_siblings
+from tissnet_components.scans.nifti import (
+    check_intensities,
+    check_label,
+    check_readable,
+    check_same_grid,
+    check_three_axes,
+)
+
+
+class LoadCased(MapTransform):
+    """Load the files of each key, one channel per file, after checking them alone and against each other.
+
+    A DICOM ``Series`` may stand for a file.
+
+    Args:
+        keys: such as ``image`` (a list of files, the modalities in order), ``target``, ``label``.
+        label_keys: those among the keys that hold label maps.
+        allow_missing_keys: load what is there.
+
+    Shapes:
+        returns: key -> (C, X, Y, Z) float32 ``MetaTensor`` on the files' grid.
+
+    Raises:
+        BadCase: a missing, damaged, constant or non-finite file, an unknown label value, or files on differing grids.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_keys: KeysCollection = ("label", "original_label"),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_keys = (label_keys,) if isinstance(label_keys, str) else tuple(label_keys)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        absent = sorted(set(self.keys) - set(data))
+        if absent and not self.allow_missing_keys:
+            raise BadCase(f"case {data.get('case', '?')} has no {', '.join(absent)}; add it to the datalist")
+        loaded, grids = dict(data), {}
+        for key in self.key_iterator(loaded):
+            volumes = self.read(data[key], check_label if key in self.label_keys else check_intensities)
+            grids.update({name: (volume.shape, volume.affine) for name, volume in volumes})
+            check_same_grid(grids)
+            loaded[key] = self._stack([volume for _, volume in volumes], volumes[0][0], data.get("case", ""))
+            if isinstance(data[key], list) and (series := [one for one in data[key] if isinstance(one, Series)]):
+                loaded[key].meta["series"] = [one.told for one in series]
+        return loaded
+
+    def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
+        """The checked volumes of one key, each with its file, in their order."""
+        files = [given] if isinstance(given, str | PathLike) else given
+        return [(str(file), self._read(file, check)) for file in files]
+
+    @staticmethod
+    def _read(file: str | PathLike | Series, check: Callable) -> nib.Nifti1Pair:
+        volume = read_series(file) if isinstance(file, Series) else check_readable(file)
+        check_three_axes(volume.shape, file)
+        check(np.asanyarray(volume.dataobj), file)
+        return volume
+
+    @staticmethod
+    def _stack(volumes: list, file: str, case: str) -> MetaTensor:
+        array = np.stack([np.asanyarray(volume.dataobj, dtype=np.float32) for volume in volumes])
+        meta = {
+            "case": case,
+            "filename_or_obj": file,
+            "original_affine": volumes[0].affine,
+            "original_channel_dim": 0,
+            "spatial_shape": array.shape[1:],
+            "space": SpaceKeys.RAS,
+        }
+        return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(volumes[0].affine), meta=meta)
+
+
+class LoadImageCased(LoadCased):
+    """``LoadCased`` for inference, where one file may stand for a patient: one of the scans, or a 4-D file of all.
+
+    MONAI Label hands over one path per image. A 3-D file then stands for its siblings, found by name in its folder; a
+    4-D file holds the modalities along its last axis, in the order of ``modalities``. A list of files is taken as is.
+    MONAI Deploy, which reads the image itself, leaves out transforms with ``LoadImage`` in their name.
+
+    Args:
+        keys: ``image``.
+        modalities: what the network expects, in order. With one alone, a file needs no particular name.
+
+    Raises:
+        BadCase: as ``LoadCased``; a sibling is missing or doubled; a 4-D file has another number of channels.
+    """
+
+    def __init__(self, keys: KeysCollection, modalities: Sequence[str]) -> None:
+        super().__init__(keys)
+        self.modalities = list(modalities)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        with answered(422):
+            loaded = super().__call__(data)
+        for key in self.key_iterator(loaded):
+            # at a NIfTI name, MONAI 1.6's Spacingd takes MONAI Label's string "image_path" for a dict of metadata
+            loaded[key].meta["filename_or_obj"] = loaded[key].meta["filename_or_obj"].split(".nii")[0]
+        return loaded
+
+    def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
+        if not isinstance(given, str | PathLike):
+            return super().read(given, check)
+        with answered(404):
+            if not os.path.isfile(given):
+                raise BadCase(f"there is no image {str(given)!r}; give one that the studies folder holds")
+        volume = check_readable(given)
+        if len(volume.shape) == 4:
+            return self._channels(volume, str(given), check)
+        one = len(self.modalities) == 1
+        return super().read(given if one else find_siblings(given, self.modalities), check)
+
+    def _channels(self, volume: nib.Nifti1Pair, file: str, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
+        if volume.shape[3] != len(self.modalities):
+            raise BadCase(
+                f"{file} has {volume.shape[3]} channels, expected {len(self.modalities)} along its fourth axis: "
+                f"{', '.join(self.modalities)}, in this order"
+            )
+        check_three_axes(volume.shape[:3], file)
+        named = zip(self.modalities, nib.four_to_three(volume), strict=True)
+        channels = [(f"{file}, {name}", channel) for name, channel in named]
+        for name, channel in channels:
+            check(np.asanyarray(channel.dataobj), name)
+        return channels

@@ -1,0 +1,176 @@
+"""Check NIfTI files, so that a bad one ends in one sentence that names it."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.openers import ImageOpener
+
+from tissnet_components.errors import BadCase
+from tissnet_components.files import files_below
+
+LABELS = (0, 1, 2, 3, 4)  # BraTS skips 3 until 2022 and uses it from 2023 on; 4 is back for the resection cavity
+MOST_BYTES = 2**32  # of voxels: 256 mm a side at 0.25 mm, in single precision
+MOST_PACKED = 1032  # times, by deflate
+EXTENT_MM = (1, 600)  # of a scan along an axis: more or less was no millimetres
+LARGEST = 1e38  # differences of such still fit single precision
+CLIPPED = (0.5, 99.5)  # percentiles of the brain beyond which the bundles clip
+
+
+def nifti_files(root: Path) -> Iterator[Path]:
+    """All NIfTI files below a folder, see `files_below`."""
+    return (file for file in files_below(root) if is_nifti(file.name))
+
+
+def is_nifti(name: str) -> bool:
+    return name.endswith((".nii", ".nii.gz"))
+
+
+def check_readable(file: str | Path) -> nib.Nifti1Pair:
+    """Read a NIfTI file completely, which is the only way to notice that it is truncated.
+
+    Returns:
+        the image with its voxels in memory (scaled by the header's slope and intercept), without the axes of length
+        one after the third, with which FSL, SPM and ITK write one volume.
+
+    Raises:
+        BadCase: missing, damaged, too large, not NIfTI, or placed in space in no way or in two.
+    """
+    if not os.path.isfile(file):
+        raise BadCase(f"{file} does not exist; correct the path or fetch the file again")
+    try:
+        image = nib.load(file)
+        if not isinstance(image, nib.Nifti1Pair):
+            raise BadCase(f"{file} is {type(image).__name__}, expected NIfTI; convert it to .nii.gz")
+        _check_size(image, file)
+        _check_place(image, file)
+        voxels = _all_voxels(image)
+    except BadCase:
+        raise
+    except Exception as error:  # nibabel, gzip and zlib raise a dozen types; to the user each means the same
+        raise BadCase(f"{file} cannot be read as NIfTI ({_one_line(error)}); fetch or export it again") from error
+    trailing = tuple(axis for axis, length in enumerate(voxels.shape) if axis > 2 and length == 1)
+    return type(image)(voxels.squeeze(trailing), image.affine, image.header)
+
+
+def _all_voxels(image: nib.Nifti1Pair) -> np.ndarray:
+    """The voxels, read on to the end of the file, where gzip keeps the checksum that tells damage."""
+    proxy = image.dataobj
+    described = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
+    with ImageOpener(image.file_map["image"].filename) as stream:
+        voxels = np.asanyarray(ArrayProxy(stream, described))
+        while stream.read(2**20):
+            pass
+    return voxels
+
+
+def _check_size(image: nib.Nifti1Pair, file: str | Path) -> None:
+    """Refuse, before memory is asked for it, what the header claims but the file cannot hold, or no scan has."""
+    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    held = os.path.getsize(image.file_map["image"].filename)
+    if claimed > min(MOST_BYTES, MOST_PACKED * held):
+        raise BadCase(
+            f"{file} claims the shape {image.shape}, {claimed / 2**30:.3g} GiB, in {held} bytes; expected at most "
+            f"{MOST_BYTES / 2**30:.0f} GiB: fetch or export it again, or resample it"
+        )
+
+
+def _check_place(image: nib.Nifti1Pair, file: str | Path) -> None:
+    """Refuse an affine that is singular or not in mm, and a qform that says otherwise than the sform, which is used."""
+    affine, shape = image.affine, image.shape[:3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise BadCase(f"{file} has the affine {affine.tolist()}, which cannot be inverted; repair its header")
+    check_extent(affine, shape, file)
+    sform, qform = image.get_sform(coded=True)[0], image.get_qform(coded=True)[0]
+    if sform is None or qform is None:
+        return
+    corners = np.stack(np.meshgrid(*[(0, length) for length in (*shape, 1, 1)[:3]], 1), -1).reshape(-1, 4)
+    apart_mm = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
+    if apart_mm > nib.affines.voxel_sizes(affine).min() / 2:
+        raise BadCase(
+            f"{file} is placed by its sform and by its qform {apart_mm:.3g} mm apart, so programs will disagree; "
+            f"copy the right one over the other"
+        )
+
+
+def check_extent(affine: np.ndarray, shape: Sequence[int], file: str | Path) -> None:
+    """Refuse a scan whose sides were no millimetres, or no head's."""
+    extent_mm = nib.affines.voxel_sizes(affine)[: len(shape)] * shape
+    if extent_mm.min() < EXTENT_MM[0] or extent_mm.max() > EXTENT_MM[1]:
+        raise BadCase(
+            f"{file} extends over {' x '.join(f'{length:.3g}' for length in extent_mm)} mm, expected {EXTENT_MM[0]} to "
+            f"{EXTENT_MM[1]} mm a side; is its header in millimetres? Repair it"
+        )
+
+
+def check_three_axes(shape: Sequence[int], file: str | Path) -> None:
+    """Refuse anything but a volume; a single slice is none."""
+    if len(shape) != 3 or min(shape) < 2:
+        raise BadCase(f"{file} has shape {shape}, expected three axes of several voxels; give one volume per file")
+
+
+def check_intensities(array: np.ndarray, file: str | Path) -> None:
+    """Refuse an image of (nearly) constant value, usually a failed export, or with voxels that are no finite numbers.
+
+    Judged in single precision, as the networks read it.
+    """
+    bad = array.size - int((np.abs(_real(array, file)) < LARGEST).sum())
+    if bad:
+        raise BadCase(
+            f"{file} holds {bad} voxels that are NaN or infinite (or beyond {LARGEST:g}); repair them or leave the "
+            f"case out"
+        )
+    array = array.astype(np.float32)
+    if array.size == 0 or array.min() == array.max():
+        value = f"only the value {array.flat[0]:g}" if array.size else "no voxels"
+        raise BadCase(f"{file} holds {value}, so there is no image in it; export it again or leave the case out")
+    low, high = np.percentile(array[array != 0], CLIPPED)
+    if low == high:
+        raise BadCase(
+            f"{file} holds 0 and {low:g} almost everywhere, so there is no image in it; export it again or leave the "
+            f"case out"
+        )
+
+
+def _real(array: np.ndarray, file: str | Path) -> np.ndarray:
+    if array.dtype.kind not in "buif":
+        raise BadCase(f"{file} holds {array.dtype} voxels, expected real numbers; export it as a grey-value image")
+    return array
+
+
+def check_label(array: np.ndarray, file: str | Path) -> None:
+    """Refuse a label map with anything but BraTS's values. An empty map is allowed: not everyone has a tumor."""
+    unknown = array[~np.isin(_real(array, file), LABELS)]
+    if unknown.size:
+        values = ", ".join(f"{value:g}" for value in np.unique(unknown)[:5])
+        raise BadCase(f"{file} holds {unknown.size} voxels of value {values}; a label map holds only {LABELS}")
+
+
+def check_same_grid(grids: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> None:
+    """Refuse files whose voxels do not lie on each other; names the one that differs from most of the others.
+
+    Args:
+        grids: file -> (shape in voxels, 4x4 affine in mm).
+    """
+
+    def alike(one: str, other: str) -> bool:
+        (shape, affine), (other_shape, other_affine) = grids[one], grids[other]
+        return tuple(shape) == tuple(other_shape) and np.allclose(affine, other_affine, rtol=0, atol=1e-3)
+
+    common = max(grids, key=lambda file: sum(alike(file, other) for other in grids), default=None)
+    for file, (shape, affine) in grids.items():
+        if alike(file, common):
+            continue
+        if tuple(shape) != tuple(grids[common][0]):
+            what, found, expected = "shape", tuple(shape), tuple(grids[common][0])
+        else:
+            what, found, expected = "affine", np.round(affine, 4).tolist(), np.round(grids[common][1], 4).tolist()
+        raise BadCase(f"{file} has {what} {found} but {common} has {expected}; resample one to the other's grid")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,1 @@
+"""Many trainings and evaluations by one file."""

@@ -1,0 +1,101 @@
+"""Datalists of a cross-validation by patient, or by groups of them, such as hospitals."""
+
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tissnet_components.files import to_json, write_whole
+from tissnet_components.scans.datalist import SECTIONS, load_datalist
+from tissnet_components.scans.splits import patient_of
+
+
+def fold_datalists(content: Mapping) -> dict[str, str]:
+    """Fold -> its datalist: those of the study, or K made from the data's own; without folds, the name is empty."""
+    if content["datalists"]:
+        return {f"fold_{number}": path for number, path in enumerate(content["datalists"], start=1)}
+    whole = Path(content["dataset_dir"], "datalist.json")
+    if not content["folds"]:
+        return {"": str(whole)}
+    folder = Path(content["out"], "folds")
+    return write_folds(whole, folder, content["folds"], content["seed"], content["validation"], content["groups"])
+
+
+def write_folds(
+    datalist: Path, folder: Path, folds: int, seed: int = 0, validation: int = 1, groups: str = ""
+) -> dict[str, str]:
+    """Write `fold_1.json`... for a cross-validation in which every patient is tested exactly once.
+
+    The patients of all sections are shuffled by the seed and dealt to the folds; in each fold the validation patients
+    are drawn by the seed from those that it does not test, and the others train. A patient's time points stay together.
+
+    Args:
+        datalist: any datalist; its sections are not kept.
+        folder: for the new ones, whose paths are absolute.
+        folds: how many, at least 2.
+        validation: patients per fold, at least 1.
+        groups: regular expression; patients in whose names it finds the same text are tested together, so that no fold
+            trains on what it tests: "TCIA.." for the hospitals of BraTS's TCIA cases. The largest are dealt first, each
+            to the fold with the fewest patients.
+
+    Returns:
+        fold -> file.
+
+    Raises:
+        ValueError: a bad datalist, too few patients or groups, a patient in no group, or folds in the folder that were
+            made otherwise.
+    """
+    try:
+        content = json.loads(datalist.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    content = content if isinstance(content, dict) else {}  # load_datalist says what is wrong
+    filled = [section for section in SECTIONS if content.get(section)] or SECTIONS[:1]
+    cases = [case for section in filled for case in load_datalist(datalist, section)]
+    patients = sorted({patient_of(case["case"]) for case in cases})
+    random.Random(seed).shuffle(patients)
+    dealt = _dealt(patients, folds, groups)
+    if folds < 2 or validation < 1 or not all(dealt) or len(patients) - max(map(len, dealt)) <= validation:
+        found = f"{len(patients)} patients" + (f" in groups of one {groups!r}" if groups else "")
+        raise ValueError(f"{found} in {datalist} cannot give {folds} folds with {validation} for validation each")
+    files = {}
+    for fold, tested in enumerate(dealt):
+        validated = random.Random(f"{seed} {fold}").sample(
+            [name for name in patients if name not in tested], validation
+        )
+        section_of = dict.fromkeys(tested, "test") | dict.fromkeys(validated, "validation")
+        chosen = {
+            section: [case for case in cases if section_of.get(patient_of(case["case"]), "training") == section]
+            for section in SECTIONS
+        }
+        files[f"fold_{fold + 1}"] = _write_unchanged(folder / f"fold_{fold + 1}.json", content | chosen)
+    return files
+
+
+def _dealt(patients: Sequence[str], folds: int, groups: str) -> list[list[str]]:
+    """The patients that each fold tests."""
+    members = defaultdict(list)
+    for name in patients:
+        members[_group_of(name, groups) if groups else name].append(name)
+    dealt = [[] for _ in range(folds)]
+    for group in sorted(members.values(), key=len, reverse=True) if folds > 0 else ():
+        min(dealt, key=len).extend(group)
+    return dealt
+
+
+def _group_of(name: str, groups: str) -> str:
+    try:
+        return re.search(groups, name)[0]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"'groups' of the study, {groups!r}, finds nothing in the name {name}; give a regular expression such as "
+            f"'TCIA..'"
+        ) from error
+
+
+def _write_unchanged(file: Path, content: dict) -> str:
+    if file.is_file() and file.read_bytes() != to_json(content):
+        raise ValueError(f"{file} was made from another datalist, seed, number of folds or groups; give another --out")
+    return str(write_whole(file, to_json(content)))

@@ -1,0 +1,145 @@
+"""Read and write weights, and how their images were prepared, which stands beside them."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tissnet_components.files import whole, write_whole
+
+
+def load_weights(
+    network: nn.Module,
+    path: str,
+    image_settings: Mapping[str, Any] | None = None,
+    missing: str = "train the network first (run training)",
+) -> nn.Module:
+    """Load a state dict strictly, with ``weights_only=True``, and return the network.
+
+    Args:
+        image_settings: how this run prepares images, which no shape in the file can tell: see `check_image_settings`.
+        missing: what to tell the user to do when there is no such file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not a state dict, does not fit the network, or was trained on other images.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no weights at {path}: {missing}")
+    check_image_settings(path, image_settings or {})
+    state = read_state(path)
+    check_weights_fit(network, state, path)
+    network.load_state_dict(state)
+    return network
+
+
+def keep_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> None:
+    """Write how a training prepared its images (``spacing_mm``, ``percentiles``) beside its weights, as JSON."""
+    write_whole(Path(weights).with_suffix(".json"), f"{json.dumps(dict(settings))}\n".encode())
+
+
+def read_image_settings(weights: str | Path, default: Mapping[str, Any]) -> dict[str, Any]:
+    """How the training of these weights prepared its images; what the file beside them does not tell is ``default``."""
+    path = Path(weights).with_suffix(".json")
+    if not path.is_file():
+        return dict(default)
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        told = None
+    lists = told.values() if isinstance(told, dict) else [None]
+    if not all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in lists):
+        raise ValueError(f"{path} does not tell how images were prepared for {weights}: copy it again, or remove it")
+    return {**default, **told}
+
+
+def check_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError when the file beside the weights says that they were trained on images prepared otherwise.
+
+    A network accepts images of any voxel size, and is wrong without a word at another than it was trained with.
+    """
+    for name, trained in read_image_settings(weights, settings).items():
+        if name in settings and list(settings[name]) != list(trained):
+            raise ValueError(
+                f"{weights} was trained with {name} {trained} (says the .json beside it), and this run uses "
+                f"{list(settings[name])}; give --{name} '{json.dumps(trained)}', or the configs of its training"
+            )
+
+
+def read_state(path: str | Path) -> dict:
+    """Read a saved dict of tensors and plain values, with ``weights_only=True``, to the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes make torch's restricted unpickler raise almost anything
+        raise ValueError(f"{path} is not a file of PyTorch weights ({type(error).__name__}): copy it again") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict; save network.state_dict()")
+    return state
+
+
+def compact(weights: str, out: str) -> None:
+    """Write weights in half precision and deflated, about 45 percent of their size, as the bundles ship them.
+
+    Example:
+        python -m tissnet_components compact --weights runs/models/model.pt --out bundles/tissnet_brats/models/model.pt
+
+    ``torch.load`` reads the result as any other file; a network takes it up in its own precision. The file of image
+    settings beside the weights goes along.
+
+    Args:
+        weights: file of weights, as training writes it.
+        out: file to write.
+
+    Raises:
+        ValueError: not a file of weights, or a value too large for half precision.
+    """
+    state = read_state(weights)
+    if others := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise ValueError(
+            f"{weights} holds {others[0]!r}, which is no tensor; give the weights, not what resumes a training"
+        )
+    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    overflown = [name for name, value in state.items() if not value.isfinite().all()]
+    if overflown:
+        raise ValueError(f"{overflown[0]} of {weights} does not fit half precision; ship the weights as they are")
+    stored = io.BytesIO()
+    torch.save(state, stored)
+    with whole(out) as unfinished, zipfile.ZipFile(stored) as plain, zipfile.ZipFile(unfinished, "w") as dense:
+        for entry in plain.namelist():
+            dense.writestr(zipfile.ZipInfo(entry), plain.read(entry), zipfile.ZIP_DEFLATED, compresslevel=9)
+    beside = Path(weights).with_suffix(".json")
+    if beside.is_file():
+        write_whole(Path(out).with_suffix(".json"), beside.read_bytes())
+
+
+def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
+    """Raise ValueError, naming the first difference, when a state dict does not fit a network."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{path} does not fit the configured network: {name} is {found.get(name, 'absent')} in the file and "
+                f"{expected.get(name, 'absent')} in the network; use the `widths` (or configs/wide.json), "
+                f"`source_modalities` and `upsampling` it was trained with"
+            )
+
+
+def load_perceptor(perceptor: nn.Module, path: str, image_settings: Mapping[str, Any] | None = None) -> nn.Module:
+    """Load S_p and freeze it: eval mode, no gradients of its own; gradients pass through to its input (Eq. 5)."""
+    command = (
+        "train the perceptor first: python -m monai.bundle run training "
+        "--config_file \"['configs/train.json','configs/direct_segmentation.json']\" --dataset_dir DIR "
+        "(with the same widths and spacing)"
+    )
+    return load_weights(perceptor, path, image_settings, missing=command).eval().requires_grad_(False)
