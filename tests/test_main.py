@@ -2,12 +2,15 @@
 
 import configparser
 import pkgutil
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tissnet_components.__main__ import COMMANDS, main
+from tissnet_components import __main__ as command_line
+from tissnet_components.__main__ import COMMANDS, find_command, main
 
 NEEDED = {
     "prepare_brats": ["--root", "x"],
@@ -15,6 +18,12 @@ NEEDED = {
     "report": ["--runs", "x"],
     "segment": ["--bundle", "x"],
 }
+
+
+def offer(monkeypatch, note: Callable) -> None:
+    """Make a function the command ``note``."""
+    monkeypatch.setitem(COMMANDS, "note", ("", "a command of this test"))
+    monkeypatch.setattr(command_line, "find_command", lambda name: note if name == "note" else find_command(name))
 
 
 @pytest.fixture
@@ -25,7 +34,7 @@ def ran(monkeypatch) -> list[str]:
     def note(out: str = "here", spacing_mm: float = 1.0) -> None:
         calls.append(f"{out} {spacing_mm}")
 
-    monkeypatch.setitem(COMMANDS, "note", note)
+    offer(monkeypatch, note)
     return calls
 
 
@@ -75,7 +84,7 @@ def test_several_names_are_given_with_commas(monkeypatch, text, expected):
     def note(names_: Sequence[str] | None = None) -> None:
         names.extend(names_)
 
-    monkeypatch.setitem(COMMANDS, "note", note)
+    offer(monkeypatch, note)
     run(monkeypatch, "note", "--names_", text)
     assert names == expected
 
@@ -99,9 +108,39 @@ def test_a_switch_needs_no_value(monkeypatch):
     def note(resume: bool = False) -> None:
         calls.append(resume)
 
-    monkeypatch.setitem(COMMANDS, "note", note)
+    offer(monkeypatch, note)
     run(monkeypatch, "note", "--resume")
     assert calls == [True]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_where_the_table_says_and_explains_itself(name):
+    assert find_command(name).__doc__
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_names_every_command_without_importing_one(words):
+    program = f"import sys; sys.argv = {['tissnet', *words]}\nfrom tissnet_components.__main__ import main; main()\n"
+    program += "assert not {'torch', 'monai', 'matplotlib'} & set(sys.modules), 'slow'"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert all(f"tissnet {name} " in told for name in COMMANDS)
+
+
+def test_an_unknown_command_is_answered_with_those_that_there_are(monkeypatch):
+    with pytest.raises(SystemExit, match="there is no command 'segmnt'; choose one of segment, phantom"):
+        run(monkeypatch, "segmnt")
+
+
+def test_a_path_behind_an_equals_sign_may_start_at_home(monkeypatch):
+    paths = []
+
+    def note(out: Path = Path()) -> None:
+        paths.append(out)
+
+    offer(monkeypatch, note)
+    monkeypatch.setenv("HOME", "/home/anna")
+    run(monkeypatch, "note", "--out=~/scans")
+    assert paths == [Path("/home/anna/scans")]
 
 
 def test_it_is_installed_as_tissnet():

@@ -6,51 +6,54 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args, get_origin, get_type_hints
 
 import fire
 from fire.decorators import SetParseFns
 
 from tissnet_components.errors import mendable_cause
-from tissnet_components.federated import federate
-from tissnet_components.package import package, verify
-from tissnet_components.phantom.cohort import phantom
-from tissnet_components.prepare.brats import prepare_brats
-from tissnet_components.prepare.vestibular import prepare_vs
-from tissnet_components.report.html import report
-from tissnet_components.segment import segment
-from tissnet_components.study.study import study
-from tissnet_components.weights import compact
+from tissnet_components.files import user_path
 
-COMMANDS = {
-    "phantom": phantom,
-    "prepare_brats": prepare_brats,
-    "prepare_vs": prepare_vs,
-    "segment": segment,
-    "study": study,
-    "federate": federate,
-    "report": report,
-    "compact": compact,
-    "package": package,
-    "verify": verify,
+COMMANDS = {  # name -> where it is, below this package, and its purpose; imported when it is called
+    "segment": ("segment.segment", "segment patients, and synthesise the contrast that they lack"),
+    "phantom": ("phantom.cohort.phantom", "simulate a cohort, to start without any data"),
+    "prepare_brats": ("prepare.brats.prepare_brats", "check a BraTS download and write its datalist"),
+    "prepare_vs": ("prepare.vestibular.prepare_vs", "convert Vestibular-Schwannoma-SEG and write its datalist"),
+    "study": ("study.study.study", "run many trainings and evaluations from one file"),
+    "report": ("report.html.report", "one page of tables and figures about evaluations"),
+    "federate": ("federated.federate", "write a job for training across hospitals"),
+    "compact": ("weights.compact", "write weights in half precision, as the bundles ship them"),
+    "package": ("package.package", "pack a bundle with its weights and code into one zip"),
+    "verify": ("package.verify", "check that a packaged bundle is whole and unchanged"),
 }
 
 
-def refuse_wrong_options(words: list[str]) -> None:
+def find_command(name: str) -> Callable:
+    """The function behind a command; only its own imports are made."""
+    return resolve_name(f"{__package__}.{COMMANDS[name][0]}")
+
+
+def print_commands() -> None:
+    width = max(map(len, COMMANDS))
+    print("TISS-Net: synthesise a missing MR contrast and segment the brain tumor. For research only.\n")
+    print(*(f"  tissnet {name:{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
+    print("\ntissnet COMMAND --help explains a command, with examples.")
+
+
+def refuse_wrong_options(command: Callable, words: list[str]) -> None:
     """Raise ValueError on an option that the command does not have, or without its value; Fire would run it first."""
-    if not words or words[0] not in COMMANDS:
-        return
-    options = inspect.signature(COMMANDS[words[0]]).parameters
+    options = inspect.signature(command).parameters
     known = [*options, "help"]
-    for word, following in pairwise([*words[1:], "--"]):
+    for word, following in pairwise([*words, "--"]):
         name = word[2:].split("=")[0].replace("-", "_")
         if not word.startswith("--") or not name:
             continue
         if name not in known:
-            raise ValueError(f"{words[0]} has no option --{name}; it has --{', --'.join(known)}")
+            raise ValueError(f"{command.__name__} has no option --{name}; it has --{', --'.join(known)}")
         flag = name == "help" or options[name].annotation in (bool, "bool")
         if not flag and "=" not in word and following.startswith("--"):
-            raise ValueError(f"--{name} is given without a value; see {words[0]} --help")
+            raise ValueError(f"--{name} is given without a value; see {command.__name__} --help")
 
 
 def read_as_annotated(command: Callable) -> Callable:
@@ -64,7 +67,9 @@ def _reader(name: str, hint: Any) -> Callable[[str], Any] | None:
     kinds = get_args(hint) or (hint,)
     if any(get_origin(kind) is Sequence for kind in (hint, *kinds)):
         return _names if {str, Sequence[str]} & {hint, *kinds} else None
-    if {str, Path} & set(kinds):
+    if Path in kinds:
+        return lambda text: user_path(_read(name, "a path", _text, text))
+    if str in kinds:
         return partial(_read, name, "a name", _text)
     known = {bool: ("true or false", _truth), int: ("a whole number", int), float: ("a number", float)}
     return next((partial(_read, name, *known[kind]) for kind in kinds if kind in known), None)
@@ -96,9 +101,15 @@ def _read(name: str, expected: str, kind: Callable[[str], Any], text: str) -> An
 
 def main() -> None:
     """Run one command; a mistake in what was given ends in one sentence and exit status 1."""
+    name, words = (sys.argv[1] if sys.argv[1:] else "--help"), sys.argv[2:]
+    if name in ("--help", "-h", "help"):
+        return print_commands()
+    if name not in COMMANDS:
+        sys.exit(f"error: there is no command {name!r}; choose one of {', '.join(COMMANDS)}")
     try:
-        refuse_wrong_options(sys.argv[1:])
-        fire.Fire({name: read_as_annotated(command) for name, command in COMMANDS.items()}, name="tissnet")
+        command = find_command(name)
+        refuse_wrong_options(command, words)
+        fire.Fire({name: read_as_annotated(command)}, name="tissnet")
     except Exception as error:
         if (cause := mendable_cause(error)) is None and not isinstance(error, (ValueError, OSError, ImportError)):
             raise

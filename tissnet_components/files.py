@@ -108,8 +108,20 @@ def _refuse_folder(error: OSError) -> None:
     ) from error
 
 
+def user_path(typed: str | os.PathLike) -> Path:
+    """A path as a user types it: ``~`` is the home folder, which no shell expands behind ``=`` or in a table.
+
+    Raises:
+        ValueError: the home folder of an unknown user, or no path.
+    """
+    try:
+        return Path(str(typed)).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{typed} begins with the name of an unknown user; write the folder in full") from error
+
+
 def existing_folder(root: str | Path) -> Path:
-    folder = Path(abspath(Path(str(root)).expanduser()))  # Fire hands a folder called 2020 over as a number
+    folder = Path(abspath(user_path(root)))
     if not os.path.isdir(folder):
         raise ValueError(f"{folder} is not a folder; give the folder that the download was unpacked to")
     return folder
