@@ -65,7 +65,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name(ran, monkeypatch):
         ("report", "max_pictures", "x", "a whole number"),
         ("phantom", "spacing", "two", "a number"),
         ("segment", "resume", "5", "true or false"),
-        ("prepare_vs", "out", "", "a name"),
+        ("prepare_vs", "out", "", "a path"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(monkeypatch, command, option, value, expected):
@@ -141,6 +141,18 @@ def test_a_path_behind_an_equals_sign_may_start_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/anna")
     run(monkeypatch, "note", "--out=~/scans")
     assert paths == [Path("/home/anna/scans")]
+
+
+def test_several_paths_may_each_start_at_home(monkeypatch):
+    paths = []
+
+    def note(runs: Path | Sequence[Path]) -> None:
+        paths.extend(runs)
+
+    offer(monkeypatch, note)
+    monkeypatch.setenv("HOME", "/home/anna")
+    run(monkeypatch, "note", "--runs", "~/a,b")
+    assert paths == [Path("/home/anna/a"), Path("b")]
 
 
 def test_it_is_installed_as_tissnet():

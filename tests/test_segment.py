@@ -21,7 +21,7 @@ from dicom_files import save_all, slices_of
 from monai.bundle import ConfigParser
 
 from tissnet_components import __main__ as command_line
-from tissnet_components import cascade
+from tissnet_components import weights
 from tissnet_components.errors import mendable_cause
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.scans.dicom import find_series
@@ -82,13 +82,13 @@ def cohort(tmp_path) -> Path:
 @pytest.fixture
 def times_loaded(monkeypatch) -> list[str]:
     """The weights that were loaded, in their order."""
-    loaded, load = [], cascade.load_weights
+    loaded, load = [], weights.load_weights
 
     def counted(network: torch.nn.Module, path: str, **settings: object) -> torch.nn.Module:
         loaded.append(path)
         return load(network, path, **settings)
 
-    monkeypatch.setattr(cascade, "load_weights", counted)
+    monkeypatch.setattr(weights, "load_weights", counted)
     return loaded
 
 

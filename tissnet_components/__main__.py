@@ -66,6 +66,8 @@ def _reader(name: str, hint: Any) -> Callable[[str], Any] | None:
     """Text -> value; None where Fire's own reading will do."""
     kinds = get_args(hint) or (hint,)
     if any(get_origin(kind) is Sequence for kind in (hint, *kinds)):
+        if {Path, Sequence[Path]} & {hint, *kinds}:
+            return lambda text: [user_path(name) for name in _names(text)]
         return _names if {str, Sequence[str]} & {hint, *kinds} else None
     if Path in kinds:
         return lambda text: user_path(_read(name, "a path", _text, text))

@@ -58,8 +58,10 @@ def ensure_writable(folder: str) -> None:
     """Make a folder if needed and try to write into it, before hours are spent on what should go there.
 
     Raises:
-        ValueError: it cannot be made or written to.
+        ValueError: it cannot be made or written to, or begins with ``~``, which a shell does not expand behind ``=``.
     """
+    if str(folder).startswith("~"):
+        raise ValueError(f"{folder} begins with ~, which was not expanded; write the folder in full")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -17,13 +17,13 @@ from torch import nn
 
 
 def federate(
-    bundle: str,
+    bundle: Path,
     site_config: str,
     rounds: int,
     sites: int = 2,
     config_file: str | Sequence[str] = "configs/train.json",
-    weights: str | None = None,
-    out: str = "jobs",
+    weights: Path | None = None,
+    out: Path = Path("jobs"),
 ) -> None:
     """Write OUT/BUNDLE, a job of federated averaging for NVFLARE's server or simulator.
 

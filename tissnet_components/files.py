@@ -121,7 +121,7 @@ def user_path(typed: str | os.PathLike) -> Path:
 
 
 def existing_folder(root: str | Path) -> Path:
-    folder = Path(abspath(user_path(root)))
+    folder = Path(abspath(root))
     if not os.path.isdir(folder):
         raise ValueError(f"{folder} is not a folder; give the folder that the download was unpacked to")
     return folder

@@ -27,7 +27,7 @@ VERSION = r"\d+(?:\.\w+)+"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
-def package(bundle: str | None = None, out: str = "dist") -> None:
+def package(bundle: Path | None = None, out: Path = Path("dist")) -> None:
     """Write OUT/NAME_vVERSION.zip: a bundle that runs wherever its required packages are installed.
 
     Example:
@@ -43,13 +43,13 @@ def package(bundle: str | None = None, out: str = "dist") -> None:
         ValueError: a bundle lacks a file, such as its weights, or its changelog does not name its version.
     """
     folders = (
-        [Path(str(bundle))]
+        [Path(bundle)]
         if bundle
         else sorted(path.parents[1] for path in Path("bundles").glob("*/configs/metadata.json"))
     )
     if not folders:
         raise ValueError("there is no bundles folder here; start in the repository, or give --bundle its folder")
-    for path in [package_bundle(folder, Path(str(out))) for folder in folders]:
+    for path in [package_bundle(folder, Path(out)) for folder in folders]:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256(path.read_bytes())}")
 
 
@@ -123,7 +123,7 @@ def write_zip(path: Path, entries: dict[str, bytes]) -> Path:
     return path
 
 
-def verify(bundle: str, version: str | None = None) -> None:
+def verify(bundle: Path, version: str | None = None) -> None:
     """Check a packaged bundle, a zip or the folder it was unpacked to, against its list of SHA-256 sums.
 
     Example:
@@ -139,7 +139,7 @@ def verify(bundle: str, version: str | None = None) -> None:
     Raises:
         ValueError: not a packaged bundle, without weights, of another version, changed, or with paths that lead out.
     """
-    path = Path(str(bundle))
+    path = Path(bundle)
     if os.path.isdir(path):
         count, found = check_files(path, lambda file: (path / file).read_bytes(), runnable(path))
         name = path.resolve().name

@@ -17,6 +17,7 @@ from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
 from tissnet_components.errors import BadCase, mendable_cause, report_failed
+from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import import_highdicom, write_dicom_seg
 from tissnet_components.results.maps import refuse_foreign
 from tissnet_components.scans.cases import find_scans
@@ -35,14 +36,14 @@ FILES = {  # everything that a case may leave in its folder, after its name
 
 
 def segment(
-    bundle: str,
-    t1: str | None = None,
-    t1ce: str | None = None,
-    t2: str | None = None,
-    flair: str | None = None,
-    image: str | None = None,
-    cases: str | None = None,
-    out: str = ".",
+    bundle: Path,
+    t1: Path | None = None,
+    t1ce: Path | None = None,
+    t2: Path | None = None,
+    flair: Path | None = None,
+    image: Path | None = None,
+    cases: Path | None = None,
+    out: Path = Path(),
     case: str | None = None,
     outputs: Sequence[str] = MAPS,
     t1_series: str | None = None,
@@ -55,7 +56,7 @@ def segment(
     device: str | None = None,
     precision: str | None = None,
     flips: Sequence[Sequence[int]] | None = None,
-    weights: str | None = None,
+    weights: Path | None = None,
     spacing_mm: Sequence[float] | None = None,
     widths: Sequence[int] | None = None,
     source_modalities: Sequence[str] | None = None,
@@ -124,14 +125,14 @@ def segment(
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
     if dicom_seg:
         _check_dicom(patients)
-    todo = _to_do(patients, Path(str(out)), outputs, overwrite, resume)
+    todo = _to_do(patients, Path(out), outputs, overwrite, resume)
     settings = {
         "output_dir": str(out),
         "outputs": outputs,
         "precision": precision,
         "inferer::flips": flips,
         "device": None if device is None else _available(device),
-        "ckpt_path": weights,
+        "ckpt_path": None if weights is None else str(weights),
         "spacing_mm": None if spacing_mm is None else _checked_spacing(spacing_mm),
         "widths": None if widths is None else _checked_widths(widths, levels=len(parser["widths"])),
         "inferer::inferer::progress": len(patients) == 1,
@@ -141,7 +142,7 @@ def segment(
     if todo:
         parser.get_parsed_content("initialize")
     failed = _segment_each(parser, todo, alone=not cases, former=list(FILES) if overwrite else ["summary"])
-    print(f"results in {Path(str(out)) if cases else Path(str(out)) / patients[0]['case']}")
+    print(f"results in {Path(out) if cases else Path(out) / patients[0]['case']}")
     report_failed(failed)
 
 
@@ -158,8 +159,8 @@ def find_patients(cases: str | Path, modalities: Sequence[str], out: str | Path)
     Raises:
         ValueError: nothing found, a column or cell missing, a name used twice or not fit for a folder.
     """
-    cases = Path(str(cases)).expanduser()
-    patients = _in_folder(cases, modalities, Path(str(out))) if os.path.isdir(cases) else _in_table(cases, modalities)
+    cases = Path(cases)
+    patients = _in_folder(cases, modalities, Path(out)) if os.path.isdir(cases) else _in_table(cases, modalities)
     names = [check_case_name(patient["case"], cases) for patient in patients]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -203,7 +204,7 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {line}: no {empty[0]}; fill it in or leave the case out")
     folder = path.absolute().parent
     return [
-        {"case": row["case"].strip(), "image": [str(folder / row[name].strip()) for name in modalities]}
+        {"case": row["case"].strip(), "image": [str(folder / user_path(row[name].strip())) for name in modalities]}
         for _, row in rows
     ]
 

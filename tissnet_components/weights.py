@@ -87,7 +87,7 @@ def read_state(path: str | Path) -> dict:
     return state
 
 
-def compact(weights: str, out: str) -> None:
+def compact(weights: Path, out: Path) -> None:
     """Write weights in half precision and deflated, about 45 percent of their size, as the bundles ship them.
 
     Example:

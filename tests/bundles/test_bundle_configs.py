@@ -206,7 +206,7 @@ def test_the_perceptor_is_what_direct_segmentation_of_the_target_trains():
         trained = parse("train", "direct_segmentation").get_parsed_content("network_def")
     assert str(perceptor) == str(trained)
     assert parse("train", "direct_segmentation").get_parsed_content("model_name") == "perceptor"
-    assert parse("train")["perceptor_path"] == "$@ckpt_dir + '/perceptor.pt'"
+    assert parse("train")["perceptor_path"] == "$str(@ckpt_dir) + '/perceptor.pt'"
 
 
 @pytest.mark.parametrize(("model_name", "input_keys"), INPUTS.items(), ids=list(INPUTS))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cohort import write_cohort
 
-from tissnet_components import steps
+from tissnet_components.study import steps
 from tissnet_components.report import slug
 from tissnet_components.report.html import report
 from tissnet_components.study.folds import fold_datalists

@@ -104,11 +104,9 @@ def phantom(
     """
     check_arguments(task, cases, seed, spacing, workers, contours)
     load_atlas()
-    tumors = [] if contours is None else tumor_contours(Path(str(contours)).expanduser())
+    tumors = [] if contours is None else tumor_contours(Path(contours))
     voxel_mm = SPACING_MM if task == "vs" else (float(spacing or 2),) * 3
-    folder = (
-        Path(str(out or f"demo/{task}")).expanduser().absolute()
-    )  # Fire hands a folder called 2020 over as a number
+    folder = Path(out or f"demo/{task}").absolute()
     write = partial(write_case, Cohort(task, folder, seed, voxel_mm, tumors))
     try:
         claim_folder(folder, describe(task, seed, voxel_mm, tumors))

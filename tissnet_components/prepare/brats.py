@@ -22,11 +22,11 @@ from tissnet_components.scans.splits import by_section, read_split, split_cases
 
 
 def prepare_brats(
-    root: str,
-    out: str = "datalist.json",
+    root: Path,
+    out: Path = Path("datalist.json"),
     target: str = "flair",
     source: str | Sequence[str] | None = None,
-    split: str | None = None,
+    split: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
 ) -> None:

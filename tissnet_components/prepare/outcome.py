@@ -44,7 +44,7 @@ def checked_workers(workers: int | None) -> int:
 
 
 def writable(out: str | Path) -> Path:
-    path = Path(abspath(Path(str(out)).expanduser()))
+    path = Path(abspath(out))
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; give the file to write, for example --out {path / 'datalist.json'}")
     probe = path.with_name(f".{os.getpid()}_probe")

@@ -50,9 +50,9 @@ Found = Mapping[str, Sequence[Path | Series]]  # kind -> files or series of a pa
 
 
 def prepare_vs(
-    root: str,
-    out: str = "vs",
-    split: str | None = None,
+    root: Path,
+    out: Path = Path("vs"),
+    split: Path | None = None,
     structures: str | Sequence[str] | None = None,
     workers: int | None = None,
 ) -> None:

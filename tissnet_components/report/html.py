@@ -63,8 +63,8 @@ class Shown:
 
 
 def report(
-    runs: str | Sequence[str],
-    out: str = "report.html",
+    runs: Path | Sequence[Path],
+    out: Path = Path("report.html"),
     title: str | None = None,
     reference: str | None = None,
     max_pictures: int = 12,
@@ -90,7 +90,7 @@ def report(
     Raises:
         ValueError: no such folder, nothing to report in it, a file in it that cannot be read, an unknown reference.
     """
-    roots = [Path(str(root)) for root in ([runs] if isinstance(runs, str | Path) else runs)]
+    roots = [Path(root) for root in ([runs] if isinstance(runs, str | Path) else runs)]
     if absent := [root for root in roots if not os.path.isdir(root)]:
         raise ValueError(f"{absent[0]} is not a folder: give the one that holds the evaluations (with --runs)")
     found = _read(roots)
@@ -119,8 +119,8 @@ def report(
     )
     if str(out).endswith(".html"):
         return str(write_whole(out, page.encode(errors="replace")))
-    _write_files(Path(str(out)), content)
-    return str(write_whole(Path(str(out), "report.html"), page.encode(errors="replace")))
+    _write_files(Path(out), content)
+    return str(write_whole(Path(out, "report.html"), page.encode(errors="replace")))
 
 
 def _read(roots: Sequence[Path]) -> dict[str, Run]:

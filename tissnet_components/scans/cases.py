@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tissnet_components.errors import BadCase
+from tissnet_components.files import user_path
 from tissnet_components.scans.datalist import FILE_KEYS, as_list, load_datalist
 from tissnet_components.scans.naming import check_case_name, doubled_file, find_candidates
 from tissnet_components.scans.nifti import (
@@ -66,9 +67,9 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
     Raises:
         ValueError: nothing found, a name not fit for a folder, or a bad datalist.
     """
-    if os.path.isfile(datalist):
+    if os.path.isfile(user_path(datalist)):
         return load_datalist(datalist, section, modalities)
-    found = find_candidates(dataset_dir, modalities)
+    found = find_candidates(user_path(dataset_dir), modalities)
     if not found:
         raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
     return [_found(check_case_name(case, dataset_dir), files, modalities) for case, files in found.items()]

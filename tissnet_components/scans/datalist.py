@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
 
+from tissnet_components.files import user_path
 from tissnet_components.scans.naming import check_case_name
 
 FILE_KEYS = ("image", "target", "label")
@@ -30,7 +31,8 @@ def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None 
             ``case`` or ``image``, a name not fit for a folder, or a case or file that stands in it twice (in two
             sections, it would leak into the test).
     """
-    sections, named = _read_sections(Path(path))
+    path = user_path(path)
+    sections, named = _read_sections(path)
     if sources is not None and named is not None and not set(sources) <= set(named):
         raise ValueError(
             f"datalist {path} has the sources {list(named)}, expected {list(sources)}; set --source_modalities to the "
@@ -40,7 +42,7 @@ def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None 
         problem = "an empty" if section in sections else "no"
         filled = {name: len(entries) for name, entries in sections.items() if entries}
         raise ValueError(f"{path} has {problem} section '{section}'; it has {filled or 'no cases'}; prepare it again")
-    folder = Path(path).absolute().parent
+    folder = path.absolute().parent
     cases = {name: [_absolute(entry, folder, path) for entry in entries] for name, entries in sections.items()}
     _refuse_twice([entry["case"] for entries in cases.values() for entry in entries], "case", path)
     _refuse_twice([file for entries in cases.values() for entry in entries for file in _files(entry)], "file", path)
@@ -87,7 +89,7 @@ def _absolute(entry: dict, folder: Path, path: str | Path) -> dict:
         raise ValueError(f"datalist {path} has the entry {entry}, expected at least 'case' and 'image'; add them")
     check_case_name(entry["case"], f"datalist {path}")
     try:
-        files = {key: [abspath(folder / file) for file in as_list(entry.get(key))] for key in FILE_KEYS}
+        files = {key: [abspath(folder / user_path(file)) for file in as_list(entry.get(key))] for key in FILE_KEYS}
     except TypeError as error:
         raise ValueError(f"datalist {path} has the entry {entry}, expected names of files; prepare it again") from error
     single = {key: files[key][0] for key in ("target", "label") if files[key]}

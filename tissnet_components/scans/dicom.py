@@ -79,7 +79,7 @@ def find_series(folder: str | Path) -> list[Series]:
     """
     members: dict[str, dict[tuple[str, ...], tuple[Path, dict[str, str]]]] = defaultdict(dict)
     damaged, strangers = [], []
-    for file in files_below(Path(str(folder)).expanduser()):
+    for file in files_below(Path(folder)):
         header = _read_header(file) if file.name != "DICOMDIR" else None
         if header is None:
             strangers.append(file)

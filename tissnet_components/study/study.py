@@ -12,7 +12,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
 
-from tissnet_components.files import to_json, write_whole
+from tissnet_components.files import to_json, user_path, write_whole
 from tissnet_components.report import slug
 from tissnet_components.report.wanted import check_keys, check_report, evaluated
 from tissnet_components.study.folds import fold_datalists
@@ -49,9 +49,9 @@ OWN = re.compile(r"models|folds|fold_\d+|report|study\.json")  # what lies besid
 
 
 def study(
-    file: str,
-    out: str | None = None,
-    dataset_dir: str | None = None,
+    file: Path,
+    out: Path | None = None,
+    dataset_dir: Path | None = None,
     only: str | Sequence[str] | None = None,
     fold: int | None = None,
     processes: int = 1,
@@ -104,15 +104,15 @@ def _chosen_folds(datalists: Mapping[str, str], fold: int | None) -> Mapping[str
     return datalists if fold is None else {name: datalists[name]}
 
 
-def read_study(file: str | Path, out: str | None = None, dataset_dir: str | None = None) -> dict:
+def read_study(file: str | Path, out: Path | None = None, dataset_dir: Path | None = None) -> dict:
     """A study with all its keys, paths absolute.
 
     Raises:
         ValueError: no such file, not JSON, an unknown or missing key, no rows, two rows of one name, no such bundle.
     """
-    file = Path(abspath(str(file)))
+    file = Path(abspath(file))
     given = _read_with_base(file)
-    given |= {key: abspath(str(value)) for key, value in {"out": out, "dataset_dir": dataset_dir}.items() if value}
+    given |= {key: abspath(value) for key, value in {"out": out, "dataset_dir": dataset_dir}.items() if value}
     if missing := [key for key in REQUIRED_KEYS if not given.get(key)]:
         raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/guide/study.md lists the keys")
     for row in given["rows"]:
@@ -181,8 +181,9 @@ def _read_with_base(file: Path, derived: Sequence[Path] = ()) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/guide/study.md shows one") from error
     check_keys(given, STUDY_KEYS | ROW_KEYS, f"study {file}")
-    given |= {key: abspath(file.parent / given[key]) for key in PATHS if given.get(key)}
-    given |= {"datalists": [abspath(file.parent / path) for path in given["datalists"]]} if "datalists" in given else {}
+    given |= {key: abspath(file.parent / user_path(given[key])) for key in PATHS if given.get(key)}
+    if "datalists" in given:
+        given["datalists"] = [abspath(file.parent / user_path(path)) for path in given["datalists"]]
     base = given.pop("base", None)
     return {**_read_with_base(Path(base), [*derived, file]), **given} if base else given
 
