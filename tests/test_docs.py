@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tissnet_components.__main__ import COMMANDS, refuse_wrong_options
+from tissnet_components.__main__ import COMMANDS, find_command, refuse_wrong_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(chain(ROOT.glob("*.md"), ROOT.glob("docs/**/*.md"), ROOT.glob("bundles/*/docs/*.md")))
@@ -76,7 +76,7 @@ def commands(page: Path) -> list[list[str]]:
 def test_every_command_of_a_page_exists_with_its_options(page):
     for words in commands(page):
         assert words[0] in COMMANDS
-        refuse_wrong_options(words)
+        refuse_wrong_options(find_command(words[0]), words[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

@@ -11,8 +11,7 @@ import pytest
 
 pytest.importorskip("nilearn", reason="the atlas is inside nilearn, in the extra [demo]")
 
-from tissnet_components.datasets import phantom as module
-
+from tissnet_components.phantom import cohort as module
 from tissnet_components.phantom.atlas import load_atlas
 from tissnet_components.phantom.cohort import phantom
 from tissnet_components.scans.cases import usable_cases

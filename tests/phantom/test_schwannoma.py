@@ -6,8 +6,7 @@ from scipy import ndimage
 
 pytest.importorskip("nilearn", reason="the atlas is inside nilearn, in the extra [demo]")
 
-from tissnet_components.datasets import simulated_vestibular as module
-
+from tissnet_components.phantom import schwannoma as module
 from tissnet_components.phantom.physics import TISSUES_1_5T
 from tissnet_components.phantom.schwannoma import (
     AGENT_MMOL_L,

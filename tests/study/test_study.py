@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cohort import write_cohort
 
-from tissnet_components.study import steps
 from tissnet_components.report import slug
 from tissnet_components.report.html import report
+from tissnet_components.study import steps
 from tissnet_components.study.folds import fold_datalists
 from tissnet_components.study.study import check_options, read_study, study, study_steps
 
