@@ -147,6 +147,13 @@ def test_the_perceptor_sees_the_synthetic_image(network, perceptor, sample):
     assert torch.equal(evaluated(sample.source), maps["fine"])
 
 
+def test_the_consensus_answers_with_the_mean_of_both_segmentations(network, perceptor, sample):
+    alone = PerceivedCascade(network, perceptor).eval().cascade(sample.source)
+    consensus = PerceivedCascade(network, perceptor, consensus=True).eval()
+    for answer in (consensus(sample.source), consensus.cascade(sample.source)["fine"]):
+        torch.testing.assert_close(answer, (alone["fine"] + alone["perceived"]) / 2)
+
+
 def test_without_a_perceptor_nothing_is_perceived(network, sample):
     assert "perceived" not in PerceivedCascade(network).eval().cascade(sample.source)
 

@@ -96,24 +96,30 @@ class TissNet(nn.Module):
 
 
 class PerceivedCascade(nn.Module):
-    """A cascade and the perceptor's view of its synthetic image, for evaluating perceptibility.
+    """A cascade and the perceptor's view of its synthetic image.
 
     ``cascade`` adds ``perceived``, (B, 1, X, Y, Z): S_p(x_t'). Without a perceptor (direct segmentation has no
     synthetic image) it adds nothing.
+
+    Args:
+        consensus: the answer ``fine`` becomes the mean of itself and ``perceived``.
     """
 
-    def __init__(self, network: nn.Module, perceptor: nn.Module | None = None) -> None:
+    def __init__(self, network: nn.Module, perceptor: nn.Module | None = None, consensus: bool = False) -> None:
         super().__init__()
         self.network = network
         self.perceptor = perceptor
+        self.consensus = consensus
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.network(image)
+        return self.cascade(image)["fine"] if self.consensus else self.network(image)
 
     def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = self.network.cascade(image)
         if self.perceptor is not None:
             maps["perceived"] = self.perceptor(maps["synthetic"])
+        if self.consensus:
+            maps["fine"] = (maps["fine"] + maps["perceived"]) / 2
         return maps
 
 

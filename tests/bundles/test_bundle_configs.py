@@ -185,7 +185,7 @@ def test_inference_runs_the_network_that_was_trained(overlays):
 def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
     train, inference = read("train") | read("recipe"), read("inference")
     told = {"image_settings", "spacing_mm", "percentiles"}
-    own = {"imports", "network", "precision", "preprocessing", "initialize", "run", *told}
+    own = {"imports", "network", "perceptor", "precision", "preprocessing", "initialize", "run", *told}
     shared = (train.keys() & inference.keys()) - own - {"patch_size", "window_size"}
     assert {"widths", "source_modalities", "dropout", "norm"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
