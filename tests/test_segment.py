@@ -248,6 +248,25 @@ def test_weights_that_are_not_there_are_named(bundle, scans, tmp_path):
     assert f"no weights at {tmp_path / 'model.pt'}" in sentence(lambda: segment(str(bundle), **scans, **options))
 
 
+def test_the_consensus_asks_the_perceptor_beside_the_weights(bundle, scans, results, tmp_path):
+    def segmented(bias: float) -> int:
+        """How many voxels are tumor, with a perceptor that says the same of every voxel."""
+        parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
+        perceptor = parser.get_parsed_content("perceptor_def")
+        torch.nn.init.zeros_(perceptor.decoders["fine"].head.weight)
+        torch.nn.init.constant_(perceptor.decoders["fine"].head.bias, bias)
+        torch.save(perceptor.state_dict(), tmp_path / "perceptor.pt")
+        segment(str(bundle), **scans, out=str(tmp_path), case="anna", weights=weights, consensus=True, overwrite=True)
+        return int((voxels(tmp_path / "anna" / "anna_seg.nii.gz") > 0).sum())
+
+    weights = str(shutil.copy(bundle / "models" / "model.pt", tmp_path))
+    assert f"no weights at {tmp_path / 'perceptor.pt'}" in refused(
+        bundle, **scans, out=str(tmp_path), weights=weights, consensus=True
+    )
+    alone = int((voxels(results / "anna_seg.nii.gz") > 0).sum())
+    assert segmented(bias=-50) < alone < segmented(bias=50)
+
+
 def test_weights_of_other_widths_are_refused(bundle, scans, tmp_path):
     state = torch.load(bundle / "models" / "model.pt", weights_only=True)
     torch.save(

@@ -56,6 +56,7 @@ def segment(
     device: str | None = None,
     precision: str | None = None,
     flips: Sequence[Sequence[int]] | None = None,
+    consensus: bool = False,
     weights: Path | None = None,
     spacing_mm: Sequence[float] | None = None,
     widths: Sequence[int] | None = None,
@@ -100,6 +101,8 @@ def segment(
         precision: float32, bfloat16 or float16; by default the bundle's.
         flips: also segment the scan mirrored, and average: [[0]] from left to right, [[0],[1]] from front to back too;
             each costs the time of one more segmentation. By default the bundle's, which is none.
+        consensus: answer with the mean of two segmentations: the cascade's, and that of the perceptor, which looks at
+            the synthetic image alone. Its weights, perceptor.pt, lie beside the others.
         weights: file of trained weights; by default the bundle's models/model.pt.
         spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default what the file beside
             them tells, or the bundle's.
@@ -131,6 +134,7 @@ def segment(
         "outputs": outputs,
         "precision": precision,
         "inferer::flips": flips,
+        "consensus": consensus or None,
         "device": None if device is None else _available(device),
         "ckpt_path": None if weights is None else str(weights),
         "spacing_mm": None if spacing_mm is None else _checked_spacing(spacing_mm),
