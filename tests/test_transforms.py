@@ -15,7 +15,9 @@ from tissnet_components.transforms import (
     InvertTogetherd,
     NormalizeBrain,
     NormalizeBraind,
+    RandContrastCurve,
     RandEachChanneld,
+    RandFieldOfViewd,
     RandPasteTumord,
     match_brightness,
 )
@@ -361,3 +363,32 @@ def test_an_empty_channel_is_named(tmp_path):
 def test_a_list_of_files_is_taken_as_it_is(case):
     loaded = LoadImageCased("image", ["t1", "t2"])(case)["image"]
     np.testing.assert_array_equal(loaded, LoadCased("image")(case)["image"])
+
+
+def test_a_contrast_curve_changes_which_of_two_values_is_brighter():
+    image = torch.linspace(-1, 1, 21).reshape(1, 21, 1, 1)
+    curve, rising = RandContrastCurve(prob=1), []
+    for seed in range(20):
+        curve.set_random_state(seed)
+        remapped = curve(image)
+        assert remapped[0, 0] == -1 and remapped.abs().max() <= 1
+        rising.append(bool((remapped.diff(dim=1) >= 0).all()))
+    assert rising.count(True) < 10
+    assert torch.equal(RandContrastCurve(prob=0)(image), image)
+
+
+def test_a_narrowed_view_holds_some_tumor_and_is_scaled_anew():
+    image = torch.rand(1, 32, 32, 16, generator=torch.Generator().manual_seed(0)) * 0.2
+    label = torch.zeros(1, 32, 32, 16)
+    label[:, 4:8, 4:8, 4:8] = 1
+    narrow = RandFieldOfViewd(["image", "target"], prob=1)
+    for seed in range(10):
+        narrow.set_random_state(seed)
+        seen = narrow({"image": image, "target": image, "label": label})
+        inside = seen["target"] > -1
+        sides = [int(inside.any(tuple({1, 2, 3} - {axis})).sum()) for axis in (1, 2, 3)]
+        assert sides[0] * sides[1] * sides[2] == inside.sum()
+        assert (np.array(sides) >= (13, 13, 10)).all()
+        assert seen["label"].any() and not (seen["label"].bool() & ~inside).any()
+        assert seen["image"][inside].min() == -1 and seen["image"][inside].max() == 1
+        assert torch.equal(seen["target"][inside], image[inside]) and (seen["image"][~inside] == -1).all()

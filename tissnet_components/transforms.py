@@ -100,6 +100,91 @@ class RandEachChanneld(Randomizable, MapTransform):
         return changed
 
 
+class RandContrastCurve(RandomizableTransform):
+    """Remap brightness by a random curve that may rise and fall: what is brighter than what tells nothing any more.
+
+    Args:
+        prob: of a remapping.
+        points: fewest and most corners of the curve, evenly spaced.
+        bend: how far a corner may move, up or down; beyond 1 / points the curve may fall.
+
+    Shapes:
+        image: (C, X, Y, Z) in [-1, 1], all channels remapped alike; the background, -1, stays.
+    """
+
+    def __init__(self, prob: float = 0.5, points: tuple[int, int] = (5, 9), bend: float = 0.5) -> None:
+        super().__init__(prob)
+        self.points, self.bend = points, bend
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        self.randomize(None)
+        if not self._do_transform:
+            return image
+        before = np.linspace(-1, 1, self.R.randint(self.points[0], self.points[1] + 1))
+        after = np.clip(before + self.R.uniform(-self.bend, self.bend, len(before)), -1, 1)
+        after[0] = -1
+        values = np.interp(image.cpu().numpy(), before, after).astype(np.float32)
+        return torch.as_tensor(values, device=image.device)
+
+
+class RandFieldOfViewd(RandomizableTransform, MapTransform):
+    """Narrow the field of view to a random box, around some voxel of the tumor if there is one.
+
+    Outside of it is background. The image is scaled anew to its percentiles inside, as that of a scan that ends there.
+
+    Args:
+        keys: ``image``, and what is cut with it, such as ``target``; background -1.
+        prob: of narrowing.
+        smallest: share of each side that is left at least.
+        percentiles: that become -1 and 1.
+        label_key: the mask.
+
+    Shapes:
+        each (C, X, Y, Z); the same comes back.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float,
+        smallest: Sequence[float] = (0.4, 0.4, 0.6),
+        percentiles: Sequence[float] = (1, 99),
+        label_key: str = "label",
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.smallest, self.percentiles, self.label_key = smallest, percentiles, label_key
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        self.randomize(None)
+        if not self._do_transform:
+            return dict(data)
+        inside = self._box(data[self.label_key][0])
+        narrowed = {**data, self.label_key: data[self.label_key] * inside}
+        for key in self.keys:
+            image = data[key]
+            if key == "image":
+                image = torch.stack([self._rescaled(channel, inside) for channel in image])
+            narrowed[key] = torch.where(inside, image, torch.full_like(image, -1))
+        return narrowed
+
+    def _box(self, label: torch.Tensor) -> torch.Tensor:
+        tumor = label.nonzero().cpu().numpy()
+        centre = tumor[self.R.randint(len(tumor))] if len(tumor) else self.R.randint(label.shape)
+        inside = torch.zeros(label.shape, dtype=torch.bool, device=label.device)
+        sizes = [round(n * self.R.uniform(least, 1)) for n, least in zip(label.shape, self.smallest, strict=True)]
+        starts = [
+            int(np.clip(c - self.R.randint(size), 0, n - size))
+            for c, size, n in zip(centre, sizes, label.shape, strict=True)
+        ]
+        inside[tuple(slice(a, a + size) for a, size in zip(starts, sizes, strict=True))] = True
+        return inside
+
+    def _rescaled(self, channel: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        low, high = np.percentile(channel[inside].cpu().numpy(), self.percentiles)
+        return ((channel - low) / (high - low or 1) * 2 - 1).clamp(-1, 1)
+
+
 class RandPasteTumord(RandomizableTransform, MapTransform):
     """Paste another patient's tumor, in all contrasts: copy-paste between training patients.
 

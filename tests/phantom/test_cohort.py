@@ -40,7 +40,7 @@ def quick_vs(monkeypatch):
     """Patients of task vs without anatomy, drawn from the case's generator; yields the contours that each one got."""
     given = []
 
-    def patient(rng, contours):
+    def patient(rng, contours, grid=None, varied=False):
         given.append(contours)
         return {kind: rng.integers(0, 99, (3, 3, 3), dtype=np.int16) for kind in ("t2", "t1ce", "seg")}
 
@@ -148,8 +148,15 @@ def test_other_contours_make_another_cohort(quick_vs, tmp_path, contours):
     phantom("vs", tmp_path / "out", 3, workers=1, contours=contours)
     description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
     assert "3 tumors of Vestibular-Schwannoma-SEG, CC BY 4.0, Shapey et al. 2021" in description["contours"]
-    with pytest.raises(ValueError, match="differs in task, seed, spacing, contours or version"):
+    with pytest.raises(ValueError, match="differs in task, seed, spacing, contours, variety or version"):
         phantom("vs", tmp_path / "out", 3, workers=1)
+
+
+def test_varied_patients_have_their_own_voxels_and_come_in_the_share_asked_for(quick_vs, tmp_path):
+    folder = phantom("vs", tmp_path, 12, workers=1, variety=0.5).parent
+    widths = [nib.load(file).header.get_zooms()[0] for file in sorted(folder.glob("*/*_t2.nii.gz"))]
+    assert 3 <= sum(np.isclose(widths, 0.41)) <= 9 and len(set(widths)) == 13 - sum(np.isclose(widths, 0.41))
+    assert json.loads((folder / "dataset_description.json").read_text())["variety"] == 0.5
 
 
 @pytest.mark.parametrize(("cases", "expected"), [(3, (1, 1, 1)), (24, (18, 2, 4)), (369, (258, 37, 74))])
@@ -207,6 +214,8 @@ def test_a_case_that_has_lost_a_file_is_simulated_again(quick, tmp_path):
             {"task": "vs", "spacing": 1},
             "task vs always has voxels of 0.41 x 0.41 x 1.5 mm; leave out --spacing",
         ),
+        ({"task": "vs", "variety": 2}, "variety is 2, expected the share of varied patients, 0 to 1"),
+        ({"variety": 0.5}, "variety is of task vs, not of brats; leave out --variety"),
         ({"contours": "."}, "contours shape the tumors of task vs, not those of brats; leave out --contours"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -221,7 +230,7 @@ def test_a_wrong_argument_is_named_before_anything_is_written(arguments, message
 def test_a_folder_with_another_cohort_is_refused(quick, tmp_path):
     phantom("brats", tmp_path, 3, seed=0, workers=1)
     before = volumes(tmp_path)
-    with pytest.raises(ValueError, match="differs in task, seed, spacing, contours or version; choose another --out"):
+    with pytest.raises(ValueError, match="contours, variety or version; choose another --out"):
         phantom("brats", tmp_path, 3, seed=1, workers=1)
     assert volumes(tmp_path) == before
 

@@ -21,6 +21,8 @@ from tissnet_components.phantom.schwannoma import (
     t1_weighted,
     t2_weighted,
     tumor_contours,
+    varied_grid,
+    vary_contrast,
     vestibular_patient,
     volume_ml,
     with_tumor,
@@ -204,6 +206,48 @@ def test_contrast_enhanced_t1_shows_tumor_vessels_mucosa_and_dura_above_brain_ab
     t1 = row(t1_weighted(np.random.default_rng(seed)), {})
     assert all(t1[name] > t1["brain"] for name in ("tumor", "artery", "vein", "mucosa"))
     assert t1["dura"] > t1["csf"] and t1["brain"] > 1.3 * t1["csf"] and t1["bone"] < t1["csf"]
+
+
+def test_a_varied_tumor_is_darker_than_brain_or_nearly_as_bright_as_fluid_or_anything_between():
+    labels = np.repeat(np.arange(len(TISSUES)), 4).reshape(-1, 4, 1)
+    anatomy = flat_anatomy(labels)
+    tumor = Schwannoma(labels == LABEL["tumor"], np.zeros(4), np.full(4, 0.4))
+    seen = {"over brain": [], "over fluid": [], "marrow": [], "mucosa": [], "fat": []}
+    for seed in range(200):
+        t2 = vary_contrast(np.random.default_rng(seed), np.float32(labels + 5.0), anatomy, tumor)
+        value = dict(zip(TISSUES, t2.mean((1, 2)), strict=True))
+        seen["over brain"].append(value["tumor"] / value["brain"])
+        for name, tissue in (("over fluid", "tumor"), ("marrow", "marrow"), ("mucosa", "mucosa"), ("fat", "fat")):
+            seen[name].append(value[tissue] / value["csf"])
+        assert value["labyrinth"] == pytest.approx(value["csf"]) and value["csf"] > value["brain"]
+    assert min(seen["over brain"]) < 0.85 and max(seen["over brain"]) > 4 and 0.75 < max(seen["over fluid"]) < 1.1
+    assert all(min(seen[name]) < 0.15 and max(seen[name]) > 1 for name in ("marrow", "mucosa", "fat"))
+
+
+def test_cysts_of_a_varied_tumor_stay_brighter_than_its_solid_part():
+    labels = np.where(
+        np.arange(400) < 200, LABEL["tumor"], np.where(np.arange(400) < 300, LABEL["csf"], LABEL["brain"])
+    )
+    t2 = np.float32(np.where(labels == LABEL["brain"], 0.2, 1)).reshape(-1, 1, 1)
+    t2[:150] = 0.4
+    tumor = Schwannoma(np.arange(400).reshape(-1, 1, 1) < 200, np.where(np.arange(200) < 150, 0, 0.95), np.zeros(200))
+    for seed in range(20):
+        varied = vary_contrast(np.random.default_rng(seed), t2, flat_anatomy(labels.reshape(-1, 1, 1)), tumor)
+        assert varied[150:200].mean() > varied[:150].mean()
+
+
+def test_varied_grids_reach_from_close_crops_to_whole_heads():
+    grids = [varied_grid(np.random.default_rng(seed)) for seed in range(100)]
+    extents = np.array([np.multiply(grid.shape, grid.spacing_mm) for grid in grids])
+    assert extents[:, 0].min() < 60 and extents[:, 0].max() > 180 and extents[:, 1].max() > 190
+    assert max(grid.shape[0] for grid in grids) <= 301 and 30 < extents[:, 2].min() < extents[:, 2].max() < 70
+
+
+def test_a_varied_patient_fits_its_close_crop():
+    grid = Grid((64, 64, 20), (0.9, 0.9, 2.0))
+    for seed in range(3):
+        patient = vestibular_patient(np.random.default_rng(seed), grid=grid, varied=True)
+        assert patient["seg"].any() and patient["t2"].shape == patient["t1ce"].shape == grid.shape
 
 
 def test_only_moving_csf_loses_signal():

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tissnet_components.files import to_json, whole_folder, write_whole
 from tissnet_components.phantom.atlas import load_atlas
 from tissnet_components.phantom.glioma import glioma_patient
-from tissnet_components.phantom.schwannoma import Contours, tumor_contours, vestibular_patient
+from tissnet_components.phantom.schwannoma import Contours, tumor_contours, varied_grid, vestibular_patient
 from tissnet_components.phantom.skull_base import SPACING_MM
 from tissnet_components.processes import share_out
 from tissnet_components.scans.splits import split_cases
@@ -71,6 +71,7 @@ def phantom(
     spacing: float | None = None,
     workers: int | None = None,
     contours: str | Path | None = None,
+    variety: float = 0,
 ) -> Path:
     """Write a cohort of simulated patients, with a datalist to train and test on.
 
@@ -93,6 +94,9 @@ def phantom(
             gives 120 x 120 x 78. "vs" always has 272 x 160 x 40 voxels of 0.41 x 0.41 x 1.5 mm.
         workers: processes, by default one per processor; each needs about 0.6 GB (2 mm), 2 GB (1 mm) or 0.8 GB ("vs").
         contours: folder with contours of Vestibular-Schwannoma-SEG, whose tumors "vs" then takes the shapes of.
+        variety: of "vs", the share of patients, 0 to 1, whose T2 has any contrast, sharpness, noise, shading and field
+            of view, and whose tumor any size up to 20 ml, to train networks for scans of anywhere; the others are as
+            in Vestibular-Schwannoma-SEG.
 
     Returns:
         the path of `datalist.json`.
@@ -102,14 +106,14 @@ def phantom(
             different cohort.
         ImportError: nilearn, whose package contains the atlas, is not installed.
     """
-    check_arguments(task, cases, seed, spacing, workers, contours)
+    check_arguments(task, cases, seed, spacing, workers, contours, variety)
     load_atlas()
     tumors = [] if contours is None else tumor_contours(Path(contours))
     voxel_mm = SPACING_MM if task == "vs" else (float(spacing or 2),) * 3
     folder = Path(out or f"demo/{task}").absolute()
-    write = partial(write_case, Cohort(task, folder, seed, voxel_mm, tumors))
+    write = partial(write_case, Cohort(task, folder, seed, voxel_mm, tumors, variety))
     try:
-        claim_folder(folder, describe(task, seed, voxel_mm, tumors))
+        claim_folder(folder, describe(task, seed, voxel_mm, tumors, variety))
         write_all(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
         return write_whole(folder / "datalist.json", to_json(datalist(task, cases, seed)))
     except OSError as error:
@@ -117,7 +121,13 @@ def phantom(
 
 
 def check_arguments(
-    task: str, cases: int, seed: int, spacing: float | None, workers: int | None, contours: str | Path | None
+    task: str,
+    cases: int,
+    seed: int,
+    spacing: float | None,
+    workers: int | None,
+    contours: str | Path | None,
+    variety: float,
 ) -> None:
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
@@ -129,11 +139,15 @@ def check_arguments(
         raise ValueError("task vs always has voxels of 0.41 x 0.41 x 1.5 mm; leave out --spacing")
     if task != "vs" and contours is not None:
         raise ValueError(f"contours shape the tumors of task vs, not those of {task}; leave out --contours")
+    if not (isinstance(variety, (int, float)) and 0 <= variety <= 1):
+        raise ValueError(f"variety is {variety!r}, expected the share of varied patients, 0 to 1")
+    if task != "vs" and variety:
+        raise ValueError(f"variety is of task vs, not of {task}; leave out --variety")
     if spacing is not None and not (isinstance(spacing, (int, float)) and 0.5 <= spacing <= 6):
         raise ValueError(f"spacing is {spacing!r}, expected a voxel size between 0.5 and 6 mm")
 
 
-def describe(task: str, seed: int, voxel_mm: tuple[float, ...], tumors: list[Contours]) -> dict:
+def describe(task: str, seed: int, voxel_mm: tuple[float, ...], tumors: list[Contours], variety: float = 0) -> dict:
     """All that decides the bytes of a case, and what whoever finds the folder must know."""
     description = {
         "name": f"Simulated {task} cohort",
@@ -145,6 +159,8 @@ def describe(task: str, seed: int, voxel_mm: tuple[float, ...], tumors: list[Con
         "seed": seed,
         "spacing_mm": voxel_mm[0] if task == "brats" else list(voxel_mm),
     }
+    if variety:
+        description["variety"] = variety
     if tumors:
         description["contours"] = (
             f"Shapes of {len(tumors)} tumors of Vestibular-Schwannoma-SEG, CC BY 4.0, Shapey et al. 2021, "
@@ -162,7 +178,7 @@ def claim_folder(folder: Path, description: dict) -> None:
     file = folder / "dataset_description.json"
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists() and file.read_bytes() != to_json(description):
-        raise ValueError(f"{file} differs in task, seed, spacing, contours or version; choose another --out")
+        raise ValueError(f"{file} differs in task, seed, spacing, contours, variety or version; choose another --out")
     write_whole(file, to_json(description))
 
 
@@ -184,6 +200,7 @@ class Cohort:
     seed: int
     voxel_mm: tuple[float, ...]
     tumors: list[Contours] = field(default_factory=list)
+    variety: float = 0
 
     def argument(self, index: int) -> float | Contours | None:
         """What simulates case `index`: a voxel size, or contours, each once before any is used again."""
@@ -197,9 +214,12 @@ def write_case(cohort: Cohort, index: int) -> None:
     """Simulate case `index`; its files appear in their folder only when all are written."""
     rng = np.random.default_rng(np.random.SeedSequence(cohort.seed, spawn_key=(index,)))
     name = case_name(index)
+    varied = cohort.variety and rng.random() < cohort.variety
+    wanted = {"grid": varied_grid(rng), "varied": True} if varied else {}
+    voxel_mm = wanted["grid"].spacing_mm if varied else cohort.voxel_mm
     with whole_folder(cohort.folder / name) as hidden:
-        for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index)).items():
-            nib.save(to_nifti(array, cohort.voxel_mm), hidden / f"{name}_{kind}.nii.gz")
+        for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index), **wanted).items():
+            nib.save(to_nifti(array, voxel_mm), hidden / f"{name}_{kind}.nii.gz")
 
 
 def to_nifti(array: np.ndarray, voxel_mm: tuple[float, ...]) -> nib.Nifti1Image:

@@ -47,6 +47,8 @@ MRSequence = Callable[..., Value]
 Contours = list[np.ndarray]  # polygons (N, 3), LPS mm
 SITE = (20.0, -23.5, -37.0)  # where a schwannoma of the right side is centred, in atlas coordinates
 VOLUME_ML = (0.1, 20.0)
+VARIED_ML = (0.3, 20.0)
+VARIED_SCALE = (0.85, 1.4)  # of a real tumor's diameter
 ATLAS_PER_PATIENT = float(np.prod(ATLAS_PER_BRAIN))  # of volumes
 BINS = 64  # of the phase by off-resonance, from -pi to pi
 
@@ -75,6 +77,24 @@ AGENT_MMOL_L = {
 """Contrast agent some minutes after the injection, lowest and highest; brain has a barrier, CSF and bone have none."""
 
 
+BRIGHTNESS = {
+    "csf": (0.5, 1.0),
+    "brain": (0.1, 0.4),
+    "nerve": (0.1, 0.4),
+    "muscle": (0.03, 0.4),
+    "vein": (0.03, 0.8),
+    "fat": (0.05, 1.1),
+    "marrow": (0.05, 0.9),
+    "gland": (0.05, 0.8),
+    "mucosa": (0.08, 1.0),
+    "dura": (0.03, 0.3),
+}
+"""T2 of a varied patient: signal of a tissue, lowest and highest, relative to that of fluid at rest."""
+
+TUMOR_BRIGHTNESS = (-0.25, 0.9)
+"""T2 of a varied patient's tumor: its solid part, where brain is 0 and fluid is 1 on a logarithmic scale."""
+
+
 @dataclass(frozen=True)
 class Schwannoma:
     """Of one tumor: where it is, and at each of its voxels how cystic it is and how much agent it takes up."""
@@ -85,28 +105,50 @@ class Schwannoma:
 
 
 def vestibular_patient(
-    rng: np.random.Generator, contours: Contours | None = None, grid: Grid | None = None
+    rng: np.random.Generator, contours: Contours | None = None, grid: Grid | None = None, varied: bool = False
 ) -> dict[str, np.ndarray]:
     """Simulate one patient.
 
     Args:
         contours: of a real tumor, in mm towards left, posterior and superior; None draws a tumor.
+        varied: T2 as no sequence in particular shows it, so that brightness tells little: see `vary_contrast`.
+            Sharpness, noise and shading vary more too, and so does the size of the tumor.
 
     Returns:
         ``t2`` and ``t1ce`` (int16, arbitrary units), and ``seg`` (uint8, 1 is tumor).
     """
     grid = grid or Grid()
     side = int(rng.choice([-1, 1]))
-    jitter = rng.uniform([-10, -9, -7], [38, 9, 7]) * [side, 1, 1]
+    jitter = rng.uniform([-10, -9, -7], [38, 9, 7]) * [side, 1, 1] * np.minimum(1, grid.centre_mm / Grid().centre_mm)
     position = atlas_frame(rng, grid, np.multiply(SITE, [side, 1, 1]), grid.centre_mm - jitter)
     if contours is None:
-        mask = grow_tumor(rng, grid, position, side, volume_ml(rng))
+        volume = float(np.exp(rng.uniform(*np.log(VARIED_ML)))) if varied else volume_ml(rng)
+        mask = grow_tumor(rng, grid, position, side, volume)
     else:
+        if varied:
+            contours = enlarged(contours, rng.uniform(*VARIED_SCALE))
         mask = place_contours(rng, grid, position, side, contours)
     anatomy = skull_base(rng, grid, position, displaced_brain(rng, grid, position, mask))
     anatomy = with_tumor(rng, grid, anatomy, mask)
     schwannoma = compose_tumor(rng, grid, mask)
-    return {**image(rng, grid, anatomy, schwannoma), "seg": mask.astype(np.uint8)}
+    return {**image(rng, grid, anatomy, schwannoma, varied), "seg": mask.astype(np.uint8)}
+
+
+def varied_grid(rng: np.random.Generator) -> Grid:
+    """Anything from a close crop around one ear to a whole head, in slices of 1 to 2 mm; at most 300 voxels wide."""
+    head = rng.random() < 0.3
+    width_mm = float(rng.uniform(150, 200) if head else rng.uniform(50, 130))
+    depth_mm = float(rng.uniform(170, 215) if head else rng.uniform(45, 100))
+    pixel_mm = max(float(rng.uniform(0.4, 0.75)), max(width_mm, depth_mm) / 300)
+    slice_mm = float(rng.uniform(1, 2))
+    slices = round(float(rng.uniform(36, 66)) / slice_mm)
+    return Grid((round(width_mm / pixel_mm), round(depth_mm / pixel_mm), slices), (pixel_mm, pixel_mm, slice_mm))
+
+
+def enlarged(contours: Contours, factor: float) -> Contours:
+    """A tumor of `factor` times the diameter, at the same place."""
+    centre = np.concatenate(contours).mean(0)
+    return [centre + factor * (loop - centre) for loop in contours]
 
 
 def volume_ml(rng: np.random.Generator) -> float:
@@ -206,7 +248,9 @@ def compose_tumor(rng: np.random.Generator, grid: Grid, mask: np.ndarray) -> Sch
     return Schwannoma(mask, np.maximum(loose, 0.95 * cyst), uptake * (1 - 0.95 * cyst))
 
 
-def image(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, schwannoma: Schwannoma) -> dict[str, np.ndarray]:
+def image(
+    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, schwannoma: Schwannoma, varied: bool = False
+) -> dict[str, np.ndarray]:
     """Both scans of a patient."""
     tissues = vary(rng)
     agents = {name: rng.uniform(*span) for name, span in AGENT_MMOL_L.items()}
@@ -220,14 +264,51 @@ def image(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, schwannoma: Sc
         2 * np.pi * off_resonance_hz * tr_ms / 1000,
         {"artery": rng.uniform(0, 0.2), "vein": rng.uniform(0.3, 1)},
     )
+    if varied:
+        t2 = vary_contrast(rng, t2, anatomy, schwannoma)
     t2 *= pulsation(rng, grid, anatomy)
     t1 = paint(t1_weighted(rng), 0 * off_resonance_hz, {"artery": rng.uniform(0.9, 1.4), "vein": rng.uniform(0.5, 1)})
+    wide, noisy = (2, 1.4) if varied else (1, 1)
     return {
-        "t2": scan(rng, grid, t2 * texture, rng.uniform(0.15, 0.45), rng.uniform(0.6, 0.85), rng.uniform(0.03, 0.1)),
+        "t2": scan(
+            rng,
+            grid,
+            t2 * texture,
+            rng.uniform(0.15, 0.45 * wide),
+            rng.uniform(0.6, 0.85),
+            rng.uniform(0.03, 0.1 * noisy),
+            wide,
+        ),
         "t1ce": scan(
-            rng, grid, t1 * texture**0.4, rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.75), rng.uniform(0.02, 0.06)
+            rng, grid, t1 * texture**0.4, rng.uniform(0.35, 0.7), rng.uniform(0.4, 0.75), rng.uniform(0.02, 0.06), wide
         ),
     }
+
+
+def vary_contrast(rng: np.random.Generator, t2: np.ndarray, anatomy: Anatomy, schwannoma: Schwannoma) -> np.ndarray:
+    """T2 with the brightness of every tissue drawn anew, and its structure kept.
+
+    The brightness that a tumor has in one sequence then tells nothing: it may be darker than brain or nearly as bright
+    as fluid, and so may mucosa, marrow, glands and fat. What is left to go by is shape and place.
+    """
+    at_rest = max(float(t2[anatomy.labels == LABEL["csf"]].mean()), 1e-6)
+    levels = {name: at_rest * float(np.exp(rng.uniform(*np.log(span)))) for name, span in BRIGHTNESS.items()}
+    levels["labyrinth"] = levels["csf"]
+    factors = np.ones(len(TISSUES), np.float32)
+    for name, level in levels.items():
+        here = t2[anatomy.labels == LABEL[name]]
+        factors[LABEL[name]] = level / max(float(np.median(here)), 1e-3 * at_rest) if len(here) else 1
+    varied = t2 * factors[anatomy.labels]
+    solid = levels["brain"] * (levels["csf"] / levels["brain"]) ** rng.uniform(*TUMOR_BRIGHTNESS)
+    varied[schwannoma.mask] = repaint(t2[schwannoma.mask], schwannoma.cystic, solid, levels["csf"] / at_rest)
+    return varied
+
+
+def repaint(tumor: np.ndarray, cystic: np.ndarray, solid: float, fluid_factor: float) -> np.ndarray:
+    """The tumor's signal, its least cystic part brought to `solid`, its cysts multiplied as all fluid is."""
+    most_solid = np.quantile(cystic, 0.3)
+    share = np.clip(cystic - most_solid, 0, 1)
+    return tumor * ((1 - share) * solid / tumor[cystic <= most_solid].mean() + share * fluid_factor)
 
 
 def vary(rng: np.random.Generator) -> dict[str, Tissue]:
@@ -317,11 +398,17 @@ def pulsation(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> np.ndar
 
 
 def scan(
-    rng: np.random.Generator, grid: Grid, signal: np.ndarray, blur: float, cutoff: float, noise: float
+    rng: np.random.Generator,
+    grid: Grid,
+    signal: np.ndarray,
+    blur: float,
+    cutoff: float,
+    noise: float,
+    shading: float = 1,
 ) -> np.ndarray:
-    """The image of `signal`: limited resolution, shading by the coil, noise, arbitrary units."""
+    """The image of `signal`: limited resolution, shading by the coil (times `shading`), noise, arbitrary units."""
     image = ndimage.gaussian_filter(signal, (blur, blur, rng.uniform(0.3, 0.6)))
-    image *= np.exp(rng.uniform(0.05, 0.25) * grid.smooth_field(rng, 70))
+    image *= np.exp(shading * rng.uniform(0.05, 0.25) * grid.smooth_field(rng, 70))
     image /= np.percentile(image, 95)
     receivers = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(noise)
     image = np.abs(band_limited(image + receivers[0] + 1j * receivers[1], cutoff, rng.uniform(0.02, 0.08)))

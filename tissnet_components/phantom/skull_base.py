@@ -91,7 +91,7 @@ def distance_to_brain() -> np.ndarray:
 def look_up(volume: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Values of an atlas volume; below its last slices, where only the cord is left, these repeat."""
     right, anterior, superior = (position[axis] + ATLAS_ORIGIN[axis] for axis in range(3))
-    return ndimage.map_coordinates(volume, [right, anterior, np.maximum(superior, 4)], order=1)
+    return ndimage.map_coordinates(volume, [right, anterior, np.maximum(superior, 4)], order=1, mode="nearest")
 
 
 @dataclass
@@ -151,6 +151,7 @@ CANAL = Tube([(17, -22.5, -36.5), (21, -22, -36.5), (30, -21, -36.5)], [3.4, 2.5
 COCHLEA = (34.5, -15.5, -39.0)
 
 MIRRORED = (
+    ("csf", Ellipsoid((33, 52, -34), (12, 12, 12))),  # eye
     ("marrow", Ellipsoid((16, -28, -69), (7, 11, 9))),  # occipital condyle
     ("bone", Tube([(44, 2, -47), (51, -1, -46)], 5.5)),  # head of the mandible
     ("marrow", Tube([(44, 2, -47), (51, -1, -46)], 3.8)),
