@@ -28,14 +28,18 @@ def shown(figure, title):
 
 
 def test_every_source_channel_gets_a_panel_and_absent_maps_get_none():
-    figure = overview_figure({"source": np.stack([image(), image()]), "fine": image()}, source_names=("T1", "T2"))
-    assert titles(figure) == ["T1", "T2", "fine"]
+    figure = overview_figure({"source": np.stack([image(), image()]), "fine": image()}, source_names=("t1", "t1ce"))
+    assert titles(figure) == ["T1", "contrast-enhanced T1", "segmentation (fine)"]
 
 
 def test_a_source_that_is_the_target_is_drawn_once():
     t1, flair = image(), 2 * image()
     upper_bound = {"source": np.stack([t1, flair]), "target": flair, "fine": image()}
-    assert titles(overview_figure(upper_bound, source_names=("T1", "FLAIR"))) == ["T1", "real target", "fine"]
+    assert titles(overview_figure(upper_bound, source_names=("T1", "FLAIR"))) == [
+        "T1",
+        "real target",
+        "segmentation (fine)",
+    ]
 
 
 def test_refined_is_outlined_where_a_network_has_no_fine():
@@ -50,6 +54,19 @@ def test_refined_is_outlined_where_a_network_has_no_fine():
 def test_the_slice_is_where_the_label_is_largest():
     label = box((8, 10), (8, 10), (2, 9)) + box((10, 16), (10, 14), (6, 7))
     assert overview_figure({"source": image(), "label": label}).texts[0].get_text() == "slice 6"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, -7]], 5, id="upwards from -7, 4 slices of 3"),
+        pytest.param([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -3, 30]], 15, id="downwards from 30, 5 slices of 3"),
+        pytest.param([[0, 0, -1, 0], [0, -1, 0, 0], [2, 0, 0, 5]], 13, id="the first axis runs upwards, 2 each"),
+    ],
+)
+def test_the_heading_gives_the_height_that_a_viewer_shows(rows, expected):
+    figure = overview_figure({"source": image()}, slice_index=4, affine=np.array([*rows, [0, 0, 0, 1]], float))
+    assert figure.texts[0].get_text() == f"axial at {expected} mm"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +133,7 @@ def test_a_constant_image_and_empty_masks_are_drawn():
     flat = np.full((12, 12, 6), -1.0)
     assert titles(overview_figure({"source": flat, "fine": flat * 0, "label": flat * 0})) == [
         "source 1",
-        "fine",
+        "segmentation (fine)",
         "label",
     ]
 

@@ -18,10 +18,11 @@ from matplotlib.lines import Line2D
 
 from tissnet_components.files import write_whole
 
+CONTRASTS = {"t1": "T1", "t1ce": "contrast-enhanced T1", "t2": "T2", "flair": "FLAIR"}
 IMAGES = {"source": "source", "synthetic": "synthetic", "target": "real target"}
 PROBABILITIES = {
     "coarse": "coarse",
-    "fine": "fine",
+    "fine": "segmentation (fine)",
     "refined": "refined",
     "error": "predicted error",
     "disagreement": "disagreement",
@@ -62,16 +63,18 @@ def overview_figure(
             (one panel per channel), synthetic, target, coarse, fine, refined, error, disagreement, label, mask.
             None is required. Images are grey, over their range in the slice (the synthetic one over the
             real target's); probabilities coloured, over 0 to 1.
-        slice_index: slice from inferior to superior; by default the one with the largest tumor
+        slice_index: slice of these arrays, from inferior to superior; by default the one with the largest tumor
             (by label, else by fine), or the middle one without a tumor.
-        affine: (4, 4) voxel to RAS millimetres; without it arrays are taken to be LPS with cubic voxels.
+        affine: (4, 4) voxel to RAS millimetres, which the heading then gives; without it arrays are taken to be LPS
+            with cubic voxels.
         source_names: titles of the source channels.
 
     Raises:
         ValueError: nothing to draw, an unknown name, shapes that differ, or a slice outside the volume.
     """
     slices, index = axial_slices(maps, slice_index, affine)
-    return _draw(_cut_to_head(slices), f"{title}  ·  slice {index}".strip(" ·"), _aspect(affine), source_names)
+    where = f"slice {index}" if affine is None else f"axial at {_height_mm(maps, affine, index):.0f} mm"
+    return _draw(_cut_to_head(slices), f"{title}  ·  {where}".strip(" ·"), _aspect(affine), source_names)
 
 
 def literal(text: str) -> str:
@@ -117,11 +120,22 @@ def _upright(volumes: dict[str, np.ndarray], affine: np.ndarray | None) -> dict[
     """Flip and swap axes to the nearest LPS, where row = y and column = x give the radiological view."""
     if affine is None:
         return volumes
-    to_lps = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("LPS"))
     return {
-        name: np.stack([nib.orientations.apply_orientation(channel, to_lps) for channel in volume])
+        name: np.stack([nib.orientations.apply_orientation(channel, _to_lps(affine)) for channel in volume])
         for name, volume in volumes.items()
     }
+
+
+def _to_lps(affine: np.ndarray) -> np.ndarray:
+    return nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("LPS"))
+
+
+def _height_mm(maps: dict[str, np.ndarray], affine: np.ndarray, index: int) -> float:
+    """Where a viewer finds the middle of an axial slice, in millimetres upwards."""
+    shape = np.shape(next(iter(maps.values())))[-3:]
+    to_lps = _to_lps(affine)
+    across = [(shape[axis] - 1) / 2 for axis in np.argsort(to_lps[:, 0])[:2]]
+    return float((affine @ nib.orientations.inv_ornt_aff(to_lps, shape) @ [*across, index, 1])[2])
 
 
 def _aspect(affine: np.ndarray | None) -> float:
@@ -195,7 +209,8 @@ def _rows(slices: dict[str, np.ndarray]) -> list[list[tuple[str, int]]]:
 
 def _panel_title(name: str, channel: int, source_names: Sequence[str]) -> str:
     if name == "source":
-        return source_names[channel] if channel < len(source_names) else f"source {channel + 1}"
+        given = source_names[channel] if channel < len(source_names) else f"source {channel + 1}"
+        return CONTRASTS.get(given, given)
     return {**IMAGES, **PROBABILITIES, **MASKS}[name]
 
 
