@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tissnet_components.report.figures import BACKGROUND, CONTOURS, INK, PROBABILITY_COLOURS
+
+from tissnet_components.results.overview import BACKGROUND, CONTOURS, INK, PROBABILITY_COLOURS
 
 ROWS = {
     "given": {"t1": "T1", "t1ce": "contrast-enhanced T1", "t2": "T2", "flair": "kept back: the real FLAIR"},

@@ -17,6 +17,9 @@ SOURCES = sorted(
 )
 BUNDLES = sorted(ROOT.glob("bundles/tissnet_*"))
 BUNDLE_RUN = {"tracking"}  # MONAI's own option
+CODE = [file for room in ("tissnet_components", "benchmarks", "tests") for file in (ROOT / room).rglob("*.py")]
+METHOD = ROOT / "docs/reference/method.md"
+PACKAGE = ROOT / "tissnet_components"
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 NAMED_PAGE = re.compile(r"\bdocs/[\w/.-]*\w\.(?:md|txt|csv|png)\b")
 
@@ -29,10 +32,6 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def section(page: str, heading: str) -> str:
-    return (ROOT / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def broken_links(page: Path) -> list[str]:
@@ -89,12 +88,15 @@ def test_the_readme_is_a_front_door():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-def test_the_readmes_results_stand_on_the_pages_that_they_link_to():
-    rows = re.findall(r"^\| \[.*?\]\(([^)#]+).*?\).*?\|(.*)\|$", section("README.md", "Results"), re.MULTILINE)
+@pytest.mark.parametrize("page", ["README.md", "docs/results/README.md"])
+def test_results_stand_on_the_pages_that_they_link_to(page):
+    rows = re.findall(r"^\| \[.*?\]\(([^)#]+)(.*)\|$", (ROOT / page).read_text(), re.MULTILINE)
+    rows = [(target, numbers) for target, cells in rows if (numbers := re.findall(r"\b0\.\d{3}", cells))]
     assert len(rows) >= 3
-    for page, cells in rows:
-        numbers, text = set(re.findall(r"\d\.\d{3}", cells)), (ROOT / page).read_text()
-        assert {number for number in numbers if number not in text} == set(), page
+    for target, numbers in rows:
+        text = ((ROOT / page).parent / target).read_text()
+        percents = {number: f"{100 * float(number):.1f}" for number in numbers}
+        assert [number for number in numbers if number not in text and percents[number] not in text] == [], target
 
 
 def test_every_option_of_the_reference_is_an_id_of_a_config():
@@ -111,3 +113,32 @@ def test_every_message_of_the_reference_is_in_the_code():
     assert len(messages) > 20
     parts = {part.strip() for message in messages for part in message.split("...")}
     assert {part for part in parts if part not in code} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_module_that_a_page_names_exists(page):
+    text = page.read_text()
+    dotted = re.findall(r"\btissnet_components\.(?!__)[\w.]*\w", text)
+    named = {*re.findall(r"`([\w/]+\.py)`", text), *(f"{name.replace('.', '/')}.py" for name in dotted)}
+    tree = [f"/{relative(file)}" for file in CODE] + [f"/{relative(file.parent)}.py" for file in CODE]
+    assert {name for name in named if not any(file.endswith(f"/{name}") for file in tree)} == set()
+
+
+def equations() -> list[tuple[str, str]]:
+    """What implements an equation, and the files where docs/reference/method.md says that it stands."""
+    rows = re.findall(
+        r"^\| [^|]*(?:Eq|Sec|Fig|Table)[^|]*\|[^|]*\|([^|]*)\|([^|]*)\|", METHOD.read_text(), re.MULTILINE
+    )
+    return [(name, files) for names, files in rows for name in re.findall(r"`([\w.]+)`", names)]
+
+
+@pytest.mark.parametrize(("name", "files"), sorted(set(equations())))
+def test_every_equation_is_where_the_map_says(name, files):
+    code = "".join((PACKAGE / file).read_text() for file in re.findall(r"`([\w/]+\.py)`", files))
+    for part in name.split("."):
+        assert re.search(rf"^\s*(?:def|class) {part}\b", code, re.MULTILINE), f"{part} is not in {files}"
+
+
+def test_the_map_names_every_equation():
+    listed = re.findall(r"^\| Eqs?\. ([\d, ]+)\|", METHOD.read_text(), re.MULTILINE)
+    assert {int(number) for cell in listed for number in cell.split(",")} == set(range(1, 12))
