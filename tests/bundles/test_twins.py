@@ -20,7 +20,14 @@ OWN_SETTINGS = {
     "training_box",
     "dicom_segment",
 }
-OWN_RECIPE = OWN_SETTINGS | {"epochs", "patch_size", "window_size", "image_settings"}  # of the weights that each ships
+OWN_RECIPE = OWN_SETTINGS | {  # of the weights that each ships
+    "epochs",
+    "patch_size",
+    "window_size",
+    "image_settings",
+    "narrow_view",
+    "contrast_curve",
+}
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "recipe")}
 
 
