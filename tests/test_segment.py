@@ -675,6 +675,25 @@ def test_the_series_that_was_taken_is_shown_and_kept_in_the_summary(vs_bundle, s
     assert told["user"]["uid"] in {series.uid for series in find_series(tmp_path / "anna")}
 
 
+def test_what_a_dicom_seg_leaves_out_is_said_and_what_it_needs_is_missed_before_inference(
+    vs_bundle, scans, tmp_path, capsys
+):
+    options = {"t2": write_dicom(scans["t2"], tmp_path / "anna"), "dicom_seg": True, "outputs": "seg"}
+    for file in (tmp_path / "anna").iterdir():
+        item = pydicom.dcmread(file)
+        item.PatientSex = "W"
+        item.save_as(file)
+    segment(str(vs_bundle), **options, out=str(tmp_path / "out"))
+    assert "anna: " in (said := capsys.readouterr().out) and "in the DICOM SEG, PatientSex left out" in said
+    assert not pydicom.dcmread(tmp_path / "out" / "anna" / "anna_seg.dcm").PatientSex
+    del item.FrameOfReferenceUID
+    item.save_as(file)
+    assert "has no FrameOfReferenceUID, which a DICOM SEG refers to" in refused(
+        vs_bundle, **options, out=str(tmp_path / "none")
+    )
+    assert not [file for file in (tmp_path / "none").rglob("*") if file.is_file()]
+
+
 def test_a_folder_of_dicom_folders_is_a_cohort_and_results_in_it_are_not(vs_bundle, scans, tmp_path, capsys):
     write_dicom(scans["t2"], tmp_path / "anna")
     write_dicom(scans["t2"], tmp_path / "bert" / "t2")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tissnet_components.errors import BadCase, mendable_cause, report_failed
 from tissnet_components.files import user_path
-from tissnet_components.results.dicom_seg import import_highdicom, write_dicom_seg
+from tissnet_components.results.dicom_seg import check_dicom_seg, import_highdicom, write_dicom_seg
 from tissnet_components.results.maps import refuse_foreign
 from tissnet_components.scans.cases import find_scans
 from tissnet_components.scans.choice import with_series
@@ -369,6 +369,8 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
         if isinstance(scan, Series):
             tqdm.write(f"{case}: {modality} is the {scan}: {scan.reason}")
     data = preprocessing({**patient, "image": scans})
+    if "dicom_seg" in parser.get_parsed_content("outputs") and (doubts := _check_dicom_seg(parser, scans[0])):
+        tqdm.write(f"{case}: {doubts}")
     with eval_mode(network):
         maps = inferer(data["image"].as_tensor()[None].to(device), network)
     for file in _files(folder, case, former):
@@ -380,17 +382,19 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     return result["summary"]
 
 
+def _check_dicom_seg(parser: ConfigParser, source: Series) -> str:
+    return check_dicom_seg(source.files, **_dicom_terms(parser))
+
+
 def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, source: Series, path: Path) -> None:
+    write_dicom_seg(mask[0].cpu().numpy(), np.asarray(mask.affine), source.files, path, **_dicom_terms(parser))
+
+
+def _dicom_terms(parser: ConfigParser) -> dict[str, Any]:
+    """What a DICOM SEG tells of the segment and of the algorithm."""
     metadata = json.loads((Path(parser["bundle_root"]) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    write_dicom_seg(
-        mask[0].cpu().numpy(),
-        np.asarray(mask.affine),
-        source.files,
-        path,
-        segment=parser.get_parsed_content("dicom_segment"),
-        algorithm=metadata["name"],
-        version=metadata["version"],
-    )
+    segment = parser.get_parsed_content("dicom_segment")
+    return {"segment": segment, "algorithm": metadata["name"], "version": metadata["version"]}
 
 
 def _verdict(summary: Mapping[str, Any]) -> str:

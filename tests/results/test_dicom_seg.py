@@ -12,7 +12,7 @@ import pytest
 from cohort import oblique_affine
 from dicom_files import save_all, slices_of
 
-from tissnet_components.results.dicom_seg import FILING, write_dicom_seg
+from tissnet_components.results.dicom_seg import FILING, check_dicom_seg, write_dicom_seg
 from tissnet_components.scans.dicom import find_series, read_series
 
 AFFINES = {
@@ -49,7 +49,7 @@ def series(folder: Path, affine: np.ndarray = AFFINES["oblique"], **header: str)
     items = slices_of(nib.Nifti1Image(voxels, affine))
     for item in items:
         for tag, value in header.items():
-            setattr(item, tag, value)
+            delattr(item, tag) if value is None else setattr(item, tag, value)
     save_all(items, folder)
     return list(find_series(folder)[0].files)
 
@@ -67,7 +67,9 @@ def points(indices: np.ndarray, affine: np.ndarray) -> set[tuple[float, ...]]:
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=list(AFFINES))
 def test_highdicom_reads_the_same_voxels_at_the_same_places(mask, tmp_path, affine):
-    written = write(mask, series(tmp_path / "series", affine), tmp_path)
+    files = series(tmp_path / "series", affine)
+    assert check_dicom_seg(files, SEGMENT, "TISS-Net", "0.1.0") == ""
+    written = write(mask, files, tmp_path)
     read = highdicom.seg.Segmentation.from_dataset(written).get_volume(combine_segments=True)
     lps = np.diag([-1, -1, 1, 1]) @ affine
     assert points(np.argwhere(read.array), read.affine) == points(np.argwhere(mask), lps)
@@ -155,7 +157,68 @@ def test_a_series_without_frame_of_reference_is_refused(mask, tmp_path):
         del item.FrameOfReferenceUID
         item.save_as(file)
     with pytest.raises(ValueError, match=r"1-00\d.dcm has no FrameOfReferenceUID"):
-        write(mask, files, tmp_path)
+        check_dicom_seg(files, SEGMENT, "TISS-Net", "0.1.0")
+
+
+ODD = {  # what a scanner or an archive writes, and what the SEG says then
+    "Japanese": ({"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎"}, None, None),
+    "Greek": ({"SpecificCharacterSet": "ISO_IR 126", "PatientName": "Διονυσιος"}, None, None),
+    "an unknown character set": ({"SpecificCharacterSet": "FOO", "PatientName": "Doe"}, None, None),
+    "a German woman": ({"PatientSex": "W"}, "left out", ""),
+    "a man in full": ({"PatientSex": "male"}, "mended", "M"),
+    "no day or month of birth": ({"PatientBirthDate": "19700000"}, "left out", ""),
+    "a year of birth": ({"PatientBirthDate": "1970"}, "left out", ""),
+    "a date with dots": ({"PatientBirthDate": "1970.01.31"}, "mended", "19700131"),
+    "a date that is none": ({"StudyDate": "20201345"}, "left out", ""),
+    "a time with colons": ({"StudyTime": "10:10:10"}, "mended", "101010"),
+    "a time that is none": ({"StudyTime": "256199"}, "left out", ""),
+    "two names": ({"PatientName": "Doe^Jane\\Roe^Rita"}, "mended", "Doe^Jane"),
+    "a name in two lines": ({"PatientName": "Doe\nJane"}, "left out", ""),
+    "a long name": ({"PatientName": "N" * 65}, "left out", ""),
+    "two patients": ({"PatientID": "A\\B"}, "left out", ""),
+    "a long number": ({"AccessionNumber": "1" * 17}, "left out", ""),
+    "no thickness": ({"SliceThickness": None}, "mended", None),
+    "an empty thickness": ({"SliceThickness": ""}, "mended", None),
+    "no thickness at all": ({"SliceThickness": "0"}, "mended", None),
+    "no patient": ({"PatientID": None, "PatientName": None}, None, None),
+    "no class": ({"SOPClassUID": None}, None, None),
+    "another UID": ({"StudyInstanceUID": "1.02.3"}, None, None),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("header", "done", "kept"), ODD.values(), ids=list(ODD))
+def test_an_odd_header_is_mended_or_left_out_and_said_before_there_is_a_mask(
+    mask, tmp_path, header, done, kept, caplog
+):
+    files = series(tmp_path / "series", **header)
+    (tag, value), *_ = reversed(header.items())
+    caplog.clear()
+    said = f"{files[0]} has a malformed header: in the DICOM SEG, {tag} {done}" if done else ""
+    assert check_dicom_seg(files, SEGMENT, "TISS-Net", "0.1.0") == said
+    written = write(mask, files, tmp_path)
+    assert not caplog.records
+    expected = value if not done and value else kept
+    assert expected is None or str(written[tag].value or "") == expected
+    read = highdicom.seg.Segmentation.from_dataset(written).get_volume(combine_segments=True)
+    assert read.array.sum() == mask.sum()
+    np.testing.assert_allclose(read.spacing[0], 1.5, atol=1e-4)
+
+
+def test_slices_of_one_instance_uid_cannot_be_told_apart_in_a_seg(tmp_path):
+    files = series(tmp_path / "series", SOPInstanceUID="1.2.3")
+    with pytest.raises(ValueError, match="has the SOPInstanceUID of another slice, which a DICOM SEG must tell apart"):
+        check_dicom_seg(files, SEGMENT, "TISS-Net", "0.1.0")
+
+
+def test_what_no_seg_can_refer_to_is_refused_before_there_is_a_mask_without_naming_the_patient(tmp_path):
+    files = series(tmp_path / "series", PatientName="Muster^Eva")
+    item = pydicom.dcmread(files[2])
+    item.StudyInstanceUID = "1.2.3"
+    item.save_as(files[2])
+    with pytest.raises(ValueError, match=r"whose headers no DICOM SEG can refer to \(ValueError\)") as caught:
+        check_dicom_seg(files, SEGMENT, "TISS-Net", "0.1.0")
+    assert "Muster" not in str(caught.value) and caught.value.__cause__ is None
 
 
 def test_an_empty_mask_is_a_seg_without_a_marked_pixel(mask, tmp_path, caplog):

@@ -1,16 +1,18 @@
 """The mask as DICOM SEG, so that a PACS files and shows it with the series it was segmented from."""
 
 import io
-import warnings
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from tissnet_components.errors import BadCase
 from tissnet_components.files import write_whole
-from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom
+from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom, quietly
 
 SERIES_NUMBER = 9001  # after any of the scanner's own
 FILING = (  # what a PACS files by; all that is read of the patient and the study, and so all that is passed on
@@ -40,8 +42,16 @@ REFERENCE = (
     "SliceThickness",
 )
 NEEDED = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+SEXES = {"MALE": "M", "FEMALE": "F", "OTHER": "O", "M": "M", "F": "F", "O": "O", "": ""}
+STORAGE = {
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+}
 
 
+@quietly()
 def write_dicom_seg(
     mask: np.ndarray,
     affine: np.ndarray,
@@ -54,7 +64,7 @@ def write_dicom_seg(
     """Write a binary mask as DICOM SEG (PS3.3 A.51) of the patient, study and frame of reference of its source.
 
     Of the source's patient and study only the attributes of `FILING` are copied, and whether it was de-identified; no
-    equipment, institution or physician.
+    equipment, institution or physician. What is malformed there is mended or left out, see `check_dicom_seg`.
 
     Args:
         mask: above 0.5 is the segment.
@@ -71,6 +81,50 @@ def write_dicom_seg(
         BadCase: the source series lacks an identifier.
         ImportError: highdicom is not installed.
     """
+    slices, _ = _references(sources)
+    return write_whole(path, _content(mask, affine, slices, segment, algorithm, version))
+
+
+@quietly()
+def check_dicom_seg(sources: Sequence[str | Path], segment: Mapping[str, str], algorithm: str, version: str) -> str:
+    """Try a DICOM SEG of an empty mask, and read it as highdicom does, before there is a mask.
+
+    Returns:
+        which attributes of the source are malformed, and so mended or left out, without their values; "" where none is.
+
+    Raises:
+        BadCase: no DICOM SEG can refer to the source.
+        ImportError: highdicom is not installed.
+    """
+    highdicom = import_highdicom()
+    try:
+        slices, doubts = _references(sources)
+        shape, affine = _grid(slices)
+        content = _content(np.zeros(shape), affine, slices, segment, algorithm, version)
+        highdicom.seg.segread(io.BytesIO(content)).get_volume(combine_segments=True)
+    except BadCase:
+        raise
+    except Exception as error:  # pydicom and highdicom raise whatever a header leads to, with the patient's name in it
+        raise BadCase(
+            f"{sources[0]} is of a series whose headers no DICOM SEG can refer to ({type(error).__name__}); export it "
+            f"again, or leave out --dicom_seg"
+        ) from None
+    return doubts
+
+
+def import_highdicom() -> ModuleType:
+    """highdicom, which only those need who write DICOM."""
+    try:
+        import highdicom
+    except ImportError as error:
+        raise ImportError('DICOM SEG needs highdicom, which is not installed; pip install -e ".[dicom]"') from error
+    return highdicom
+
+
+def _content(
+    mask: np.ndarray, affine: np.ndarray, slices: Sequence, segment: Mapping[str, str], algorithm: str, version: str
+) -> bytes:
+    """The file as bytes."""
     highdicom = import_highdicom()
     from pydicom.sr.codedict import codes
 
@@ -85,37 +139,26 @@ def write_dicom_seg(
             name=algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=version
         ),
     )
-    slices = [_reference(file) for file in sources]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's and highdicom's show the patient's name
-        found = highdicom.seg.Segmentation(
-            source_images=slices,
-            pixel_array=_volume(mask, affine, slices[0].FrameOfReferenceUID),
-            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[described],
-            series_instance_uid=highdicom.UID(),
-            series_number=SERIES_NUMBER,
-            series_description=f"{segment['label']} (research, not a medical device)"[:64],
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="TISS-Net bundle contributors",
-            manufacturer_model_name="tissnet_components",
-            software_versions=version,
-            device_serial_number="none",
-            omit_empty_frames=bool((mask > 0.5).any()),
-        )
+    found = highdicom.seg.Segmentation(
+        source_images=slices,
+        pixel_array=_volume(mask, affine, slices[0].FrameOfReferenceUID),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[described],
+        series_instance_uid=highdicom.UID(),
+        series_number=SERIES_NUMBER,
+        series_description=f"{segment['label']} (research, not a medical device)"[:64],
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="TISS-Net bundle contributors",
+        manufacturer_model_name="tissnet_components",
+        software_versions=version,
+        device_serial_number="none",
+        omit_empty_frames=bool((mask > 0.5).any()),
+        specific_character_set="ISO_IR 192",
+    )
     content = io.BytesIO()
     found.save_as(content)
-    return write_whole(path, content.getvalue())
-
-
-def import_highdicom() -> ModuleType:
-    """highdicom, which only those need who write DICOM."""
-    try:
-        import highdicom
-    except ImportError as error:
-        raise ImportError('DICOM SEG needs highdicom, which is not installed; pip install -e ".[dicom]"') from error
-    return highdicom
+    return content.getvalue()
 
 
 def _volume(mask: np.ndarray, affine: np.ndarray, frame_of_reference: str):
@@ -128,13 +171,101 @@ def _volume(mask: np.ndarray, affine: np.ndarray, frame_of_reference: str):
     )
 
 
+def _grid(slices: Sequence) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine, voxel to RAS millimetres, of the volume that slices make."""
+    first = slices[0]
+    across, down = np.reshape([float(x) for x in first.ImageOrientationPatient], (2, 3))
+    row_mm, column_mm = (float(x) for x in first.PixelSpacing)
+    places = np.array([[float(x) for x in item.ImagePositionPatient] for item in slices])
+    places = places[np.argsort(places @ np.cross(across, down))]
+    lps = np.eye(4)
+    lps[:3] = np.column_stack(
+        [across * column_mm, down * row_mm, (places[-1] - places[0]) / max(len(places) - 1, 1), places[0]]
+    )
+    return (int(first.Columns), int(first.Rows), len(slices)), LPS_TO_RAS @ lps
+
+
+def _references(files: Sequence[str | Path]) -> tuple[list, str]:
+    """The slices with nothing but what the SEG refers to and is filed by, well-formed, and what was malformed."""
+    slices = [_reference(file) for file in files]
+    if len({item.SOPInstanceUID for item in slices}) < len(slices):
+        raise BadCase(
+            f"{files[0]} has the SOPInstanceUID of another slice, which a DICOM SEG must tell apart; leave out "
+            f"--dicom_seg"
+        )
+    mended, left_out = set(), set()
+    for item in slices:
+        for tag in FILING:
+            _mend(item, tag, mended, left_out)
+    if not all(_has_thickness(item) for item in slices):
+        mended.add("SliceThickness")
+        thickness_mm = float(np.linalg.norm(_grid(slices)[1][:3, 2]))
+        for item in slices:
+            item.SliceThickness = thickness_mm
+    done = [f"{', '.join(sorted(tags))} {how}" for tags, how in ((mended, "mended"), (left_out, "left out")) if tags]
+    return slices, f"{files[0]} has a malformed header: in the DICOM SEG, {' and '.join(done)}" if done else ""
+
+
 def _reference(file: str | Path):
-    """A slice with nothing but what the SEG refers to and is filed by."""
+    """A slice with nothing but what the SEG refers to and is filed by, its identifiers complete."""
+    pydicom = import_pydicom()
     tags = (*FILING, *DEIDENTIFICATION, *REFERENCE)
-    item = import_pydicom().dcmread(file, stop_before_pixels=True, specific_tags=tags)
+    item = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+    meta = getattr(item, "file_meta", {})
+    item.SOPInstanceUID = item.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID")
+    item.Modality = item.get("Modality") or "MR"
+    item.SOPClassUID = item.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or STORAGE.get(item.Modality)
     missing = [tag for tag in NEEDED if not item.get(tag)]
     if missing:
         raise BadCase(f"{file} has no {missing[0]}, which a DICOM SEG refers to; leave out --dicom_seg")
-    for tag in FILING:
-        item.setdefault(tag, None)
     return item
+
+
+def _has_thickness(item) -> bool:
+    try:
+        return 0 < float(item.SliceThickness) < np.inf
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def _mend(item, tag: str, mended: set[str], left_out: set[str]) -> None:
+    """Bring an attribute of the patient or study into the form that DICOM wants, or leave it empty."""
+    text = None
+    try:
+        given = item.get(tag)
+        if given not in (None, ""):
+            text = _well_formed(tag, given)
+            mended |= {tag} if text != str(given) else set()
+    except Exception:  # pydicom reads an attribute only now, and raises whatever its bytes lead to
+        left_out.add(tag)
+    setattr(item, tag, text)
+
+
+def _well_formed(tag: str, given: Any) -> str:
+    """The value as DICOM wants it.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    from pydicom import config
+    from pydicom.datadict import dictionary_VR
+    from pydicom.multival import MultiValue
+    from pydicom.valuerep import TM, validate_value
+
+    kind = dictionary_VR(tag)
+    if isinstance(given, MultiValue) and tag == "PatientName":
+        given = given[0]  # of several names
+    text = str(given)
+    if kind == "DA":  # ACR-NEMA, before DICOM, had dots
+        text = datetime.strptime(re.sub(r"[-./ ]", "", text), "%Y%m%d").strftime("%Y%m%d")
+    if kind == "TM":  # and colons
+        text = re.sub("[: ]", "", text)
+        TM(text)
+    if tag == "PatientSex":
+        text = SEXES[text.strip().upper()]
+    if isinstance(given, MultiValue) or not text.isprintable() or "\ufffd" in text:
+        raise ValueError(f"{tag} is more than one value, or of an unknown character set")
+    validate_value(kind, text, config.RAISE)
+    if kind == "PN":
+        import_highdicom().valuerep.check_person_name(text)
+    return text

@@ -4,10 +4,12 @@ Folder and file names mean nothing here, so that TCIA's "descriptive" and "class
 a single folder full of files are all the same.
 """
 
+import logging
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -67,6 +69,23 @@ class Series:
         return f"{what} of {self.patient} in {self.files[0].parent} (UID {self.uid})"
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what pydicom and highdicom warn of and log, which shows the patient's name."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@quietly()
 def find_series(folder: str | Path) -> list[Series]:
     """Find every DICOM series below a folder, at any depth; other files are passed over.
 
@@ -96,6 +115,7 @@ def find_series(folder: str | Path) -> list[Series]:
     return sorted(series, key=lambda one: (one.patient, one.description, one.uid))
 
 
+@quietly()
 def read_series(series: Series) -> nib.Nifti1Image:
     """Read a series to one volume, slices in the order of their positions.
 
@@ -109,7 +129,9 @@ def read_series(series: Series) -> nib.Nifti1Image:
     if series.unreadable:
         raise BadCase(f"{series.unreadable[0]} cannot be read as DICOM; fetch it again, a slice may be missing")
     if series.modality not in IMAGE_MODALITIES:
-        raise BadCase(f"{series.files[0]} is {series.modality}, expected {' or '.join(IMAGE_MODALITIES)} images")
+        raise BadCase(
+            f"{series.files[0]} is {series.modality or 'of no Modality'}, expected {' or '.join(IMAGE_MODALITIES)}"
+        )
     files = _in_order(series)
     try:
         image = itk.imread([str(file) for file in files], itk.F, imageio=itk.GDCMImageIO.New())
@@ -144,10 +166,8 @@ def _read_header(file: Path) -> dict[str, str] | None:
     """The tags of `HEADER` as text, {} of a damaged DICOM file, None of a file that does not begin as DICOM does."""
     pydicom = import_pydicom()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's show the patient's name
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
-            return {tag: _text(header, tag) for tag in HEADER}
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
+        return {tag: _text(header, tag) for tag in HEADER}
     except pydicom.errors.InvalidDicomError:
         return None
     except Exception:  # a damaged header raises whatever its bytes happen to mean
