@@ -333,6 +333,17 @@ def test_patches_stay_aligned_and_half_of_them_hold_tumor(settings):
     assert bright.min() > dark.quantile(0.99)
 
 
+def test_pasted_tumors_come_on_top_of_what_a_patch_holds(settings):
+    labels = []
+    for chance in (0, 1):
+        dataset = parse("train", **settings, tumor_paste=chance).get_parsed_content("train::dataset")
+        dataset.transform.set_random_state(7)
+        labels.append(torch.stack([dataset[index % 3][0]["label"].as_tensor() for index in range(9)]))
+    plain, pasted = labels
+    assert (pasted >= plain).all()
+    assert ((pasted > plain).flatten(1).sum(1) > 0).sum() >= 6
+
+
 def test_patches_without_tumor_are_taken_from_the_brain(settings):
     parser = parse("train", **settings | {"patch_size": [4, 4, 2]})
     crop = next(t for t in parser["augmentation"]["transforms"] if t["_target_"] == "RandCropByPosNegLabeld")
