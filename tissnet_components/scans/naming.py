@@ -1,8 +1,10 @@
 """Names: of files, which tell the case and the contrast, and of cases, which become folders."""
 
+import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from tissnet_components.errors import BadCase
@@ -12,15 +14,28 @@ from tissnet_components.scans.nifti import is_nifti, nifti_files
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 UNFIT = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]")  # in a folder's name; the last are bytes that are no UTF-8
 LONGEST_NAME = 200  # bytes; a file's name has at most 255, and results add to the case's
-NAMES = {  # until 2021, from 2023 on, elsewhere
-    "t1": ("t1", "t1n"),
-    "t1ce": ("t1ce", "t1c", "t1gd"),
-    "t2": ("t2", "t2w"),
-    "flair": ("flair", "t2f"),
-    "seg": ("seg",),
+SUFFIXES = {  # contrast or label -> how the end of a file's name tells it, in BraTS, UPENN-GBM, UCSF-PDGM and elsewhere
+    "t1": r"t1[nw]?",
+    "t1ce": r"t1w?[_-]?(?:ce|c|gd|post)",
+    "t2": r"t2w?",
+    "flair": r"(?:t2[_-]?)?flair|t2f",
+    "seg": r"segm?|tumou?r[_-]segmentation",
 }
-SUFFIXES = {suffix: modality for modality, suffixes in NAMES.items() for suffix in suffixes}
-SCAN_NAME = re.compile(rf"(?:(?P<case>.+)[_-])?(?P<suffix>{'|'.join(SUFFIXES)})", re.IGNORECASE | re.DOTALL)
+SCAN_NAME = re.compile(
+    rf"(?:(?P<case>.+?)[_-])?(?:{'|'.join(f'(?P<{name}>{ending})' for name, ending in SUFFIXES.items())})",
+    re.IGNORECASE | re.DOTALL,
+)
+BIDS_NAME = re.compile(
+    r"(?P<case>sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_(?P<entities>(?:[a-z]+-[A-Za-z0-9]+_)*)(?P<suffix>\w+)"
+)
+NNUNET_NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+SHARED_FOLDER = re.compile(  # holds a kind of file, and so tells no patient
+    rf"anat|nifti|scans|images(?:T[rs])?|labels(?:T[rs])?|segmentations?|{'|'.join(SUFFIXES.values())}", re.IGNORECASE
+)
+VISIT_FOLDER = re.compile(
+    r"ses-\w+|(?:session|week|month|visit|time(?:point)?|baseline)\W?\w*|(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d.*",
+    re.IGNORECASE,
+)
 MISNAMED_SEG = "W39_1998.09.19_Segm"  # in BraTS 2020's folder BraTS20_Training_355, under this name to this day
 
 
@@ -41,9 +56,10 @@ def check_case_name(name: object, source: str | Path) -> str:
 def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg")) -> dict[str, dict[str, Path]]:
     """Find scans by name, in folders of any depth: case -> modality ("t1", "t1ce", "t2", "flair", "seg") -> file.
 
-    ``BraTS20_Training_001_t1ce.nii.gz``, ``BraTS-GLI-00000-000-t1c.nii.gz`` and ``patient7/t1ce.nii`` are all
-    understood. Nothing is opened, and a case may lack any modality: who needs one checks for it. Files of other
-    ``modalities`` are passed over, such as results that lie below the scans.
+    ``BraTS20_Training_001_t1ce.nii.gz``, ``BraTS-GLI-00000-000-t1c.nii.gz``, ``patient7/t1ce.nii``,
+    ``sub-07_ses-1_ce-gd_T1w.nii.gz`` (BIDS), ``P7_0001.nii.gz`` beside nnU-Net's dataset.json, and names of UPENN-GBM
+    and UCSF-PDGM are all understood. Nothing is opened, and a case may lack any modality: who needs one checks for it.
+    Files of other ``modalities`` are passed over, such as results that lie below the scans.
 
     Raises:
         BadCase: two files claim to be the same modality of a case.
@@ -97,22 +113,79 @@ def find_siblings(file: str | Path, modalities: Sequence[str]) -> list[Path]:
 
 
 def candidates_below(root: Path) -> dict[str, dict[str, list[Path]]]:
-    candidates: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    """Every scan below a folder: case -> modality -> the files that claim to be it.
+
+    A case lies in one folder, or in neighbouring ones for images, labels or single contrasts. Cases of one name get the
+    folders above them as part of it, as far as these tell them apart.
+    """
+    found: dict[tuple[tuple[str, ...], str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for file in nifti_files(root):
-        named = _case_and_modality(file)
-        if named:
-            case, modality = named
-            candidates[case][modality].append(file)
-    return dict(sorted(candidates.items()))
+        if named := _case_and_modality(file):
+            home = _home(file.parent.parent if is_nifti(file.parent.name) else file.parent, root)
+            found[home, named[0] or _name_of(home, root)][named[1]].append(file)
+    return dict(sorted(zip(_apart(list(found)), found.values(), strict=True)))
+
+
+def _home(folder: Path, root: Path) -> tuple[str, ...]:
+    """Where a patient's files lie, below the root: without the folders that part them by kind."""
+    home = folder.relative_to(root).parts
+    while home and SHARED_FOLDER.fullmatch(home[-1]):
+        home = home[:-1]
+    return home
+
+
+def _name_of(home: tuple[str, ...], root: Path) -> str:
+    """A case after its folder, and after those above as long as they tell no more than the visit."""
+    first = next((depth for depth in range(1, len(home) + 1) if not VISIT_FOLDER.fullmatch(home[-depth])), len(home))
+    return "_".join(home[-first:]) if home else root.name
+
+
+def _apart(found: Sequence[tuple[tuple[str, ...], str]]) -> list[str]:
+    """A name for each home and case, longer by one folder at a time where several would have the same."""
+    above = [
+        next((home[:-count] for count in range(len(home), 0, -1) if case == "_".join(home[-count:])), home)
+        for home, case in found
+    ]
+    names = [case for _, case in found]
+    for depth in range(1, 1 + max(map(len, above), default=0)):
+        times = Counter(names)
+        names = [
+            "_".join([*parents[-depth:], case]) if times[name] > 1 else name
+            for name, parents, (_, case) in zip(names, above, found, strict=True)
+        ]
+    return names
 
 
 def _case_and_modality(file: Path) -> tuple[str, str] | None:
+    """What a file's name tells: the case, which may be empty, and the contrast or "seg"; None if no contrast."""
     named = file.parent if is_nifti(file.parent.name) else file  # some mirrors unpack x_flair.nii/00000057_flair.nii
-    stem = named.name.removesuffix(".gz").removesuffix(".nii")
+    stem = re.sub(r"\.nii(\.gz)?$", "", named.name, flags=re.IGNORECASE)
     if stem == MISNAMED_SEG:
         return named.parent.name, "seg"
+    if bids := BIDS_NAME.fullmatch(stem):
+        modality = _modality(bids["suffix"])
+        return modality and (bids["case"], "t1ce" if modality == "t1" and "ce-" in bids["entities"] else modality)
+    if channel := NNUNET_NAME.fullmatch(stem):
+        modality = _channels(named.parent).get(str(int(channel["channel"])))
+        return modality and (channel["case"], modality)
     match = SCAN_NAME.fullmatch(stem)
-    return match and (match["case"] or named.parent.name, SUFFIXES[match["suffix"].lower()])
+    return match and (match["case"] or "", match.lastgroup)
+
+
+def _modality(suffix: str) -> str | None:
+    """ "t1" of "T1w", for example."""
+    match = SCAN_NAME.fullmatch(suffix)
+    return match and match.lastgroup
+
+
+@cache
+def _channels(folder: Path) -> dict[str, str | None]:
+    """nnU-Net's channels -> contrast, by its dataset.json, which lies above the folder of images."""
+    try:
+        names = json.loads((folder.parent / "dataset.json").read_text(encoding="utf-8"))["channel_names"]
+        return {number: _modality(str(name)) for number, name in names.items()}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
 
 
 def unambiguous(candidates: Mapping[str, Mapping[str, list[Path]]]) -> tuple[dict[str, dict[str, Path]], dict]:
