@@ -1,8 +1,10 @@
+import json
+
 import pytest
-from brats_files import cohort, write_csv
+from brats_files import brats_case, cohort, write_csv
 
 from tissnet_components.prepare.brats import prepare_brats
-from tissnet_components.scans.splits import read_split, split_cases
+from tissnet_components.scans.splits import SECTIONS, patients_of, read_patients, read_split, split_cases
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,54 @@ def test_time_points_of_a_patient_stay_together():
     assert [len(cases) for cases in sections.values()] == [42, 6, 12]  # 14, 2 and 4 patients
     patients = [{name[:-4] for name in cases} for cases in sections.values()]
     assert not (patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2])
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("BraTS-GLI-00005-001", "BraTS-GLI-00005"),
+        ("UPENN-GBM-00001_21", "UPENN-GBM-00001"),
+        ("sub-01_ses-02", "sub-01"),
+        ("Patient-001_week-000-1", "Patient-001"),
+        ("Patient-001_week-012", "Patient-001"),
+        ("PatientID_0003_Timepoint_1", "PatientID_0003"),
+        ("anna_preop", "anna"),
+        ("p1_2020-01-01", "p1"),
+        ("p1_20200101", "p1"),
+        ("Brats18_TCIA01_201_1", "Brats18_TCIA01_201_1"),
+        ("BraTS2021_01476", "BraTS2021_01476"),
+        ("TCGA-DU-7294", "TCGA-DU-7294"),
+        ("glioma_12345678", "glioma_12345678"),
+        ("VS-SEG-001", "VS-SEG-001"),
+    ],
+)
+def test_a_case_s_name_tells_its_patient(case, patient):
+    assert patients_of([case]) == {case: patient}
+
+
+def test_patients_may_be_named_in_a_file(tmp_path):
+    file = write_csv(tmp_path / "p.csv", ("a", "anna"), ("b", "anna"), header=("case", "patient"))
+    assert read_patients(file, ["a", "b", "c_week-1"]) == {"a": "anna", "b": "anna", "c_week-1": "c"}
+
+
+def test_a_split_that_parts_a_patient_is_refused(tmp_path):
+    cases = [f"p{number}_week-{week}" for number in range(3) for week in range(2)]
+    for case in cases:
+        brats_case(tmp_path / case, case)
+    split = write_csv(tmp_path / "s.csv", *((case, "test" if case.endswith("1") else "train") for case in cases))
+    with pytest.raises(ValueError, match=r"s.csv has p0_week-0 in training and p0_week-1 in test.* one patient, p0;"):
+        prepare_brats(tmp_path, tmp_path / "datalist.json", split=split)
+
+
+def test_the_datalist_names_each_case_s_patient_and_the_rule_is_printed(tmp_path, capsys):
+    cases = [f"UPENN-GBM-0000{number}_{visit}" for number in range(3) for visit in (11, 21)]
+    for case in cases:
+        brats_case(tmp_path / case, case)
+    prepare_brats(tmp_path, tmp_path / "datalist.json")
+    content = json.loads((tmp_path / "datalist.json").read_text())
+    sections = [{case["patient"] for case in content[section]} for section in SECTIONS]
+    assert sorted(map(len, sections)) == [1, 1, 1]
+    assert "3 patients in 6 cases, by: UPENN-GBM (6 cases)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", " Validation "])

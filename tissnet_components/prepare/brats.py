@@ -10,6 +10,7 @@ from tissnet_components.prepare.decathlon import DECATHLON, unpack_decathlon
 from tissnet_components.prepare.outcome import (
     UNLABELLED,
     checked_workers,
+    print_patients,
     print_skipped,
     print_summary,
     refuse_failed,
@@ -18,7 +19,14 @@ from tissnet_components.prepare.outcome import (
 )
 from tissnet_components.scans.cases import usable_cases
 from tissnet_components.scans.naming import MODALITIES, candidates_below, check_case_name, unambiguous
-from tissnet_components.scans.splits import by_section, read_split, split_cases
+from tissnet_components.scans.splits import (
+    by_section,
+    patients_of,
+    read_patients,
+    read_split,
+    refuse_leaks,
+    split_cases,
+)
 
 
 def prepare_brats(
@@ -27,6 +35,7 @@ def prepare_brats(
     target: str = "flair",
     source: str | Sequence[str] | None = None,
     split: Path | None = None,
+    patients: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
 ) -> None:
@@ -48,6 +57,8 @@ def prepare_brats(
         source: the modalities available at inference, e.g. t1,t2; by default the three that are not the target.
         split: a CSV file with the columns case and split (training, validation or test; cases it does not name are
             left out). By default patients are drawn in the paper's proportions, 258/37/74.
+        patients: a CSV file with the columns case and patient, for patients with several scans whose names do not tell;
+            by default names of BraTS from 2023 on, UPENN-GBM, BIDS, and of visits and dates do. No patient is split.
         seed: of that draw; the same seed and cases give the same file.
         workers: cases read at the same time; by default one per core, at most eight.
 
@@ -67,9 +78,13 @@ def prepare_brats(
     if not good:
         raise ValueError(f"none of the {len(skipped)} cases in {folder} is usable, see the reasons above")
     names = [entry["case"] for entry in good]
-    sections = split_cases(names, seed) if assigned is None else by_section(assigned, names)
+    patient_of = read_patients(patients, names) if patients else patients_of(names)
+    sections = split_cases(names, seed, patients=patient_of) if assigned is None else by_section(assigned, names)
+    refuse_leaks(sections, patient_of, split or "the split")
+    good = [{**entry, "patient": patient_of[entry["case"]]} for entry in good]
     _write_datalist(datalist, good, sections, sources, target, f"seed {seed}" if assigned is None else Path(split).name)
     print_summary(datalist, sections, sources, target, len(skipped))
+    print_patients(patient_of, patients)
     refuse_failed({case: reason for case, reason in failed.items() if split or reason != UNLABELLED}, len(good))
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from tissnet_components.scans.splits import applied_rules
+
 UNLABELLED = "no seg file, as in the challenge's validation and test sets"
 
 
@@ -88,3 +90,11 @@ def print_summary(
         Console().print(
             Text(f"no case for {' and '.join(empty)}: three patients are needed, or a --split that names some")
         )
+
+
+def print_patients(patient_of: Mapping[str, str], file: str | Path | None) -> None:
+    """How many patients the cases are, and what told so."""
+    rules = [f"{rule} ({count} cases)" for rule, count in applied_rules(list(patient_of)).items()]
+    told = [*([Path(file).name] if file else []), *rules] or ["every case is a patient of its own"]
+    count = len(set(patient_of.values()))
+    Console().print(Text(f"{count} patients in {len(patient_of)} cases, by: {', '.join(told)}"), soft_wrap=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tissnet_components.files import user_path
 from tissnet_components.scans.naming import check_case_name
+from tissnet_components.scans.splits import SECTIONS, patients_of, refuse_leaks
 
 FILE_KEYS = ("image", "target", "label")
-SECTIONS = ("training", "validation", "test")
 
 
 def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None = None) -> list[dict]:
@@ -28,27 +28,48 @@ def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None 
 
     Raises:
         ValueError: sources it does not name, no such file or section, not JSON, an empty section, an entry without
-            ``case`` or ``image``, a name not fit for a folder, or a case or file that stands in it twice (in two
-            sections, it would leak into the test).
+            ``case`` or ``image``, a name not fit for a folder, a case or file that stands in it twice, or a patient in
+            two sections, who would leak into the test.
     """
     path = user_path(path)
-    sections, named = _read_sections(path)
+    cases, named = read_datalist(path)
     if sources is not None and named is not None and not set(sources) <= set(named):
         raise ValueError(
             f"datalist {path} has the sources {list(named)}, expected {list(sources)}; set --source_modalities to the "
             f"former, or prepare the datalist again"
         )
-    if not sections.get(section):
-        problem = "an empty" if section in sections else "no"
-        filled = {name: len(entries) for name, entries in sections.items() if entries}
+    if not cases.get(section):
+        problem = "an empty" if section in cases else "no"
+        filled = {name: len(entries) for name, entries in cases.items() if entries}
         raise ValueError(f"{path} has {problem} section '{section}'; it has {filled or 'no cases'}; prepare it again")
+    refuse_leaks(
+        {name: [entry["case"] for entry in entries] for name, entries in cases.items()},
+        patients_in([entry for entries in cases.values() for entry in entries]),
+        path,
+    )
+    if sources is None or named is None:
+        return cases[section]
+    return [{**case, "image": _chosen(case, named, sources, path)} for case in cases[section]]
+
+
+def read_datalist(path: Path) -> tuple[dict[str, list[dict]], list[str] | None]:
+    """Section -> its cases, paths made absolute, and the names of the source contrasts if the datalist gives them.
+
+    Raises:
+        ValueError: as `load_datalist`, but for what concerns one section, the sources or the patients.
+    """
+    sections, named = _read_sections(path)
     folder = path.absolute().parent
     cases = {name: [_absolute(entry, folder, path) for entry in entries] for name, entries in sections.items()}
     _refuse_twice([entry["case"] for entries in cases.values() for entry in entries], "case", path)
     _refuse_twice([file for entries in cases.values() for entry in entries for file in _files(entry)], "file", path)
-    if sources is None or named is None:
-        return cases[section]
-    return [{**case, "image": _chosen(case, named, sources, path)} for case in cases[section]]
+    return cases, named
+
+
+def patients_in(cases: Sequence[Mapping]) -> dict[str, str]:
+    """Case -> its patient: as the datalist says, or by the case's name."""
+    named = {case["case"]: str(case["patient"]) for case in cases if case.get("patient")}
+    return {**patients_of([case["case"] for case in cases]), **named}
 
 
 def _chosen(case: Mapping, named: Sequence[str], sources: Sequence[str], path: str | Path) -> list[str]:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tissnet_components.files import to_json, write_whole
-from tissnet_components.scans.datalist import SECTIONS, load_datalist
-from tissnet_components.scans.splits import patient_of
+from tissnet_components.scans.datalist import SECTIONS, patients_in, read_datalist
 
 
 def fold_datalists(content: Mapping) -> dict[str, str]:
@@ -47,14 +46,10 @@ def write_folds(
         ValueError: a bad datalist, too few patients or groups, a patient in no group, or folds in the folder that were
             made otherwise.
     """
-    try:
-        content = json.loads(datalist.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    content = content if isinstance(content, dict) else {}  # load_datalist says what is wrong
-    filled = [section for section in SECTIONS if content.get(section)] or SECTIONS[:1]
-    cases = [case for section in filled for case in load_datalist(datalist, section)]
-    patients = sorted({patient_of(case["case"]) for case in cases})
+    cases = [case for entries in read_datalist(datalist)[0].values() for case in entries]
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    patient_of = patients_in(cases)
+    patients = sorted(set(patient_of.values()))
     random.Random(seed).shuffle(patients)
     dealt = _dealt(patients, folds, groups)
     if folds < 2 or validation < 1 or not all(dealt) or len(patients) - max(map(len, dealt)) <= validation:
@@ -67,7 +62,7 @@ def write_folds(
         )
         section_of = dict.fromkeys(tested, "test") | dict.fromkeys(validated, "validation")
         chosen = {
-            section: [case for case in cases if section_of.get(patient_of(case["case"]), "training") == section]
+            section: [case for case in cases if section_of.get(patient_of[case["case"]], "training") == section]
             for section in SECTIONS
         }
         files[f"fold_{fold + 1}"] = _write_unchanged(folder / f"fold_{fold + 1}.json", content | chosen)
