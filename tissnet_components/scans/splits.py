@@ -83,8 +83,9 @@ def refuse_leaks(sections: Mapping[str, Sequence[str]], patients: Mapping[str, s
             other, before = seen.setdefault(patients[case], (case, section))
             if before != section:
                 raise ValueError(
-                    f"{source} has {other} in {before} and {case} in {section}, which are scans of one "
-                    f"patient, {patients[case]}; put them into one section, or name the patients (--patients, or in the datalist)"
+                    f"{source} has {other} in {before} and {case} in {section}, which are scans of one patient, "
+                    f"{patients[case]}; put them into one section, or name the patients (--patients, or a datalist's "
+                    f"'patient')"
                 )
 
 
