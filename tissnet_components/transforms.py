@@ -11,6 +11,7 @@ from monai.transforms import GaussianSmooth, Invertd, MapTransform, Randomizable
 
 from tissnet_components.errors import answered
 from tissnet_components.moved import forwarding
+from tissnet_components.scans.brain import find_brain
 
 MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
 
@@ -18,8 +19,10 @@ MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreemen
 class NormalizeBrain(Transform):
     """Clip each channel to percentiles of its brain and scale to [-1, 1]; the background becomes -1.
 
+    The background is 0 in a prepared scan; any other constant, noise and ringing are taken for it too (`find_brain`).
+
     Shapes:
-        image: (C, X, Y, Z), 0 outside the brain (skull-stripped).
+        image: (C, X, Y, Z), skull-stripped.
         returns: the same, float32.
     """
 
@@ -30,7 +33,7 @@ class NormalizeBrain(Transform):
         return torch.stack([self._normalize(channel) for channel in image])
 
     def _normalize(self, channel: torch.Tensor) -> torch.Tensor:
-        brain = channel != 0
+        brain = torch.from_numpy(find_brain(channel.cpu().numpy())).to(channel.device)
         low, high = np.percentile(channel[brain].cpu().numpy(), [self.lower, self.upper])
         scaled = (channel.clamp(low, high) - low) / (high - low or 1) * 2 - 1
         return torch.where(brain, scaled, torch.full_like(scaled, -1.0))
