@@ -483,20 +483,23 @@ def test_sliding_windows_of_a_real_cascade_cover_a_volume(network):
 
 
 @pytest.mark.parametrize(
-    ("shape", "windows"),
+    ("shape", "smallest", "windows"),
     [
-        pytest.param((19, 8, 7), {(32, 16, 8)}, id="a small volume is one window, padded to the network's stride"),
-        pytest.param((48, 70, 12), {(48, 48, 12)}, id="a long one is several of the largest"),
+        pytest.param((19, 8, 7), (0, 0, 0), {(32, 16, 8)}, id="a small volume is one window, padded to the stride"),
+        pytest.param((48, 70, 12), (0, 0, 0), {(48, 48, 12)}, id="a long one is several of the largest"),
+        pytest.param((19, 40, 7), (32, 32, 12), {(32, 48, 12)}, id="one smaller than the training's patches is padded"),
     ],
 )
-def test_a_window_is_no_larger_than_the_volume_needs(shape, windows):
+def test_a_window_is_no_larger_than_the_volume_needs_and_no_smaller_than_a_patch(shape, smallest, windows):
     image, seen = torch.randn(1, 1, *shape), set()
 
     def double(patch):
         seen.add(tuple(patch.shape[2:]))
         return 2 * patch
 
-    doubled = FittedWindowInferer((48, 48, 12), 1, overlap=0.25, mode="gaussian", cval=-1)(image, double)
+    doubled = FittedWindowInferer((48, 48, 12), 1, overlap=0.25, mode="gaussian", cval=-1, smallest=smallest)(
+        image, double
+    )
     assert seen == windows
     torch.testing.assert_close(doubled, 2 * image)
 

@@ -90,10 +90,12 @@ def _checked_flips(flips: Sequence[Sequence[int]]) -> list[list[int]]:
 class FittedWindowInferer(SlidingWindowInferer):
     """MONAI's sliding window, which pads a volume smaller than the window to it; this one shrinks the window instead.
 
-    So a generous window takes a usual head in one piece, and bounds the memory that an unusual one needs.
+    So a generous window takes a usual head in one piece, and bounds the memory that an unusual one needs. It shrinks to
+    the patches of the training and no further: in windows smaller than those, networks find nothing.
 
     Args:
         roi_size: the largest window, in voxels.
+        smallest: the size of the training's patches; a smaller volume is padded to it.
         stride: multiples of which the network needs a window to be; what they add to a volume is padding.
         args, kwargs: of ``SlidingWindowInferer``.
 
@@ -101,12 +103,20 @@ class FittedWindowInferer(SlidingWindowInferer):
         inputs: (B, C, X, Y, Z).
     """
 
-    def __init__(self, roi_size: Sequence[int], *args: Any, stride: Sequence[int] = (16, 16, 4), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        *args: Any,
+        smallest: Sequence[int] = (0, 0, 0),
+        stride: Sequence[int] = (16, 16, 4),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(roi_size, *args, **kwargs)
-        self.largest, self.stride = tuple(roi_size), tuple(stride)
+        self.largest, self.smallest, self.stride = tuple(roi_size), tuple(smallest), tuple(stride)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        needed = (-(-length // stride) * stride for length, stride in zip(inputs.shape[2:], self.stride, strict=True))
+        lengths = map(max, self.smallest, inputs.shape[2:])
+        needed = (-(-length // stride) * stride for length, stride in zip(lengths, self.stride, strict=True))
         self.roi_size = tuple(map(min, self.largest, needed))
         return super().__call__(inputs, network, *args, **kwargs)
 
