@@ -38,7 +38,7 @@ def slices_of(volume: nib.Nifti1Image, patient: str = "P1", description: str = "
         for uid in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
             setattr(item, uid, common[uid].value)
         item.SeriesDescription, item.SeriesNumber, item.InstanceNumber = description, 1, index + 1
-        item.ImageType, item.Manufacturer, item.ScanningSequence = ["ORIGINAL", "PRIMARY"], "simulated", "GR"
+        item.ImageType, item.Manufacturer = ["ORIGINAL", "PRIMARY"], "simulated"
         item.ImageOrientationPatient = [f"{x:.8f}" for x in (lps[:3, :2] / spacing_mm[:2]).T.ravel()]
         item.ImagePositionPatient = [f"{x:.5f}" for x in (lps @ [0, 0, index, 1])[:3]]
         item.PixelSpacing = [f"{spacing_mm[1]:.6f}", f"{spacing_mm[0]:.6f}"]  # between rows, then between columns

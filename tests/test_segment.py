@@ -684,7 +684,7 @@ def test_what_a_dicom_seg_leaves_out_is_said_and_what_it_needs_is_missed_before_
         item.PatientSex = "W"
         item.save_as(file)
     segment(str(vs_bundle), **options, out=str(tmp_path / "out"))
-    assert "anna: " in (said := capsys.readouterr().out) and "in the DICOM SEG, PatientSex left out" in said
+    assert "anna: " in (said := capsys.readouterr().out) and "the DICOM SEG leaves out PatientSex" in said
     assert not pydicom.dcmread(tmp_path / "out" / "anna" / "anna_seg.dcm").PatientSex
     del item.FrameOfReferenceUID
     item.save_as(file)

@@ -363,11 +363,10 @@ def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Seque
     case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
     if "unusable" in patient:
         raise BadCase(patient["unusable"])
-    modalities = parser.get_parsed_content("source_modalities")
-    scans = with_series(patient["image"], modalities, patient["series"])
-    for modality, scan in zip(modalities, scans, strict=False):
+    scans = with_series(patient["image"], parser.get_parsed_content("source_modalities"), patient["series"])
+    for scan in _listed(scans):
         if isinstance(scan, Series):
-            tqdm.write(f"{case}: {modality} is the {scan}: {scan.reason}")
+            tqdm.write(f"{case}: {scan.contrast} is the {scan}: {scan.reason}")
     data = preprocessing({**patient, "image": scans})
     if "dicom_seg" in parser.get_parsed_content("outputs") and (doubts := _check_dicom_seg(parser, scans[0])):
         tqdm.write(f"{case}: {doubts}")

@@ -164,22 +164,22 @@ ODD = {  # what a scanner or an archive writes, and what the SEG says then
     "Japanese": ({"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎"}, None, None),
     "Greek": ({"SpecificCharacterSet": "ISO_IR 126", "PatientName": "Διονυσιος"}, None, None),
     "an unknown character set": ({"SpecificCharacterSet": "FOO", "PatientName": "Doe"}, None, None),
-    "a German woman": ({"PatientSex": "W"}, "left out", ""),
-    "a man in full": ({"PatientSex": "male"}, "mended", "M"),
-    "no day or month of birth": ({"PatientBirthDate": "19700000"}, "left out", ""),
-    "a year of birth": ({"PatientBirthDate": "1970"}, "left out", ""),
-    "a date with dots": ({"PatientBirthDate": "1970.01.31"}, "mended", "19700131"),
-    "a date that is none": ({"StudyDate": "20201345"}, "left out", ""),
-    "a time with colons": ({"StudyTime": "10:10:10"}, "mended", "101010"),
-    "a time that is none": ({"StudyTime": "256199"}, "left out", ""),
-    "two names": ({"PatientName": "Doe^Jane\\Roe^Rita"}, "mended", "Doe^Jane"),
-    "a name in two lines": ({"PatientName": "Doe\nJane"}, "left out", ""),
-    "a long name": ({"PatientName": "N" * 65}, "left out", ""),
-    "two patients": ({"PatientID": "A\\B"}, "left out", ""),
-    "a long number": ({"AccessionNumber": "1" * 17}, "left out", ""),
-    "no thickness": ({"SliceThickness": None}, "mended", None),
-    "an empty thickness": ({"SliceThickness": ""}, "mended", None),
-    "no thickness at all": ({"SliceThickness": "0"}, "mended", None),
+    "a German woman": ({"PatientSex": "W"}, "leaves out", ""),
+    "a man in full": ({"PatientSex": "male"}, "mends", "M"),
+    "no day or month of birth": ({"PatientBirthDate": "19700000"}, "leaves out", ""),
+    "a year of birth": ({"PatientBirthDate": "1970"}, "leaves out", ""),
+    "a date with dots": ({"PatientBirthDate": "1970.01.31"}, "mends", "19700131"),
+    "a date that is none": ({"StudyDate": "20201345"}, "leaves out", ""),
+    "a time with colons": ({"StudyTime": "10:10:10"}, "mends", "101010"),
+    "a time that is none": ({"StudyTime": "256199"}, "leaves out", ""),
+    "two names": ({"PatientName": "Doe^Jane\\Roe^Rita"}, "mends", "Doe^Jane"),
+    "a name in two lines": ({"PatientName": "Doe\nJane"}, "leaves out", ""),
+    "a long name": ({"PatientName": "N" * 65}, "leaves out", ""),
+    "two patients": ({"PatientID": "A\\B"}, "leaves out", ""),
+    "a long number": ({"AccessionNumber": "1" * 17}, "leaves out", ""),
+    "no thickness": ({"SliceThickness": None}, "mends", None),
+    "an empty thickness": ({"SliceThickness": ""}, "mends", None),
+    "no thickness at all": ({"SliceThickness": "0"}, "mends", None),
     "no patient": ({"PatientID": None, "PatientName": None}, None, None),
     "no class": ({"SOPClassUID": None}, None, None),
     "another UID": ({"StudyInstanceUID": "1.02.3"}, None, None),
@@ -194,7 +194,7 @@ def test_an_odd_header_is_mended_or_left_out_and_said_before_there_is_a_mask(
     files = series(tmp_path / "series", **header)
     (tag, value), *_ = reversed(header.items())
     caplog.clear()
-    said = f"{files[0]} has a malformed header: in the DICOM SEG, {tag} {done}" if done else ""
+    said = f"{files[0]} has a malformed header; the DICOM SEG {done} {tag}" if done else ""
     assert check_dicom_seg(files, SEGMENT, "TISS-Net", "0.1.0") == said
     written = write(mask, files, tmp_path)
     assert not caplog.records

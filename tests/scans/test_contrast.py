@@ -24,7 +24,7 @@ NAMES = {
         T1 AX AVEC INJECTION | T1 AX INJ | T1 3D GADO | SAG T1 APRES INJECTION | T1 CON CONTRASTE | T1 CON CIV
         T1 TRA MDC | T1 DOPO MDC | T1 m.d.c. | T1 COM CONTRASTE | T1 PÓS CONTRASTE | T1 PÓS-GADOLÍNIO | T1 C/C
         T1 MET CONTRAST | T1 NA CONTRAST | T1 z kontrastem | T1 po kontraście | T1 KONTRASTLI | T1 İLAÇLI
-        sT1W_3D_TFE_GADO | T1W_TSE +C | Ax 3D SPGR +C | Ax T1 FLAIR +C | T1 POSTOP GD | T1 pre-op gad | T1 KM - tra
+        eT1W_3D_TFE_GADO | T1W_TSE +C | Ax 3D SPGR +C | Ax T1 FLAIR +C | T1 POSTOP GD | T1 pre-op gad | T1 KM - tra
         T1 non fatsat GAD""",
     "t2": """
         AX T2 | t2_tse_tra | t2_blade_tra | Ax T2 PROPELLER | AX T2 FRFSE | T2W_TSE | sT2W/TSE | T2W_DRIVE_IAC | T2 fs
@@ -42,7 +42,8 @@ NAMES = {
         T1 CE-MRA | 3D PC | T1 Venographie | MIP_TRA | t1_mprage_SUB | SUB T1 POST-PRE | T1 Subtraktion
         T1 SOUSTRACTION | T1 SOTTRAZIONE | T1 SUSTRACCIÓN | T1 subtração | localizer | localizador | Lokalizer
         localizzatore | 3-plane loc | SURVEY | repérage | AAHead_Scout_MPR | T1 localizer | pd_tse | T2 STIR COR
-        T2 SAG C-SPINE | T2 sag HWS | BOLD fMRI | PhoenixZIPReport | Screen Save | ASSET cal | T1 REAL IR
+        T2 SAG C-SPINE | T1 POST minus PRE | T1rho | brain mask | FAT: Ax T2 IDEAL | t2gre | T1 time-of-flight
+        T2 sag HWS | BOLD fMRI | PhoenixZIPReport | Screen Save | ASSET cal | T1 REAL IR
         t1_vibe_fs_tra_dixon_F | T1 out of phase | T1 pre and post | T1 W/WO""",
     None: "research 7 | AX FSE | t2_tirm_tra | PD+T2_tse | T1 T2",
 }
@@ -99,6 +100,9 @@ ATTRIBUTES = [
     # Canon
     ("T2", {"ScanningSequence": "SE", "SequenceVariant": "SK"} | ms(105, 5500), "t2"),
     ("T2 AX", {"ScanningSequence": "GR"} | ms(20, 700), OTHER),
+    ("T2 AX", GRE, OTHER),
+    ("T2 CISS", GRE, "t2"),
+    ("T2 3D", GRE | ms(2.4, 6), "t2"),
     ("FLAIR", {"ScanningSequence": "IR"} | ms(105, 10000, 2700), "flair"),
     ("TOF", {"AngioFlag": "Y"} | GRE | ms(3.4, 22), OTHER),
     ("head", {"AngioFlag": "Y"} | GRE | ms(3.4, 22), OTHER),

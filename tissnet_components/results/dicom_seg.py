@@ -202,8 +202,8 @@ def _references(files: Sequence[str | Path]) -> tuple[list, str]:
         thickness_mm = float(np.linalg.norm(_grid(slices)[1][:3, 2]))
         for item in slices:
             item.SliceThickness = thickness_mm
-    done = [f"{', '.join(sorted(tags))} {how}" for tags, how in ((mended, "mended"), (left_out, "left out")) if tags]
-    return slices, f"{files[0]} has a malformed header: in the DICOM SEG, {' and '.join(done)}" if done else ""
+    done = [f"{how} {', '.join(sorted(tags))}" for how, tags in (("mends", mended), ("leaves out", left_out)) if tags]
+    return slices, f"{files[0]} has a malformed header; the DICOM SEG {' and '.join(done)}" if done else ""
 
 
 def _reference(file: str | Path):

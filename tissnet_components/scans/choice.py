@@ -1,5 +1,6 @@
 """Which of a study's DICOM series is taken for each contrast, and why."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -9,11 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from tissnet_components.errors import BadCase
-from tissnet_components.scans.contrast import Told, contrast_of, name_of, says_agent, slice_normal, vector
+from tissnet_components.scans.contrast import OTHER, Told, contrast_of, name_of, says_agent, slice_normal, vector
 from tissnet_components.scans.dicom import IMAGE_MODALITIES, Series, find_series
 
 SLAB_MM = 80  # a lower stack does not show the whole head
 SHOWN = 15  # series listed in a message
+REFORMATTED = re.compile(r"(?<![a-z])(?:mpr|mpvr|re(?:format|[ck]on)[a-z]*)(?![a-z])")
+THREE_D = re.compile(r"3d|mp[ -]?rage|bravo|space|cube|vista|brain ?view")
+NOT_AXIAL = re.compile(r"(?<![a-z])(?:[ck]or|sag)")
 
 
 def with_series(
@@ -69,7 +73,8 @@ def choose(found: Sequence[Series], folder: str | Path, modality: str, wanted: s
     best, why = _preferred(fits, modality)
     if len(best) == 1:
         alone = "" if told[best[0]].contrast == modality else "; it is the only one there"
-        return replace(best[0], reason=told[best[0]].reason + (f"; of {len(fits)} it has {why}" if why else alone))
+        reason = told[best[0]].reason + (f"; of {len(fits)} it has {why}" if why else alone)
+        return replace(best[0], contrast=modality, reason=reason)
     problem = f"{len(best)} series that look like" if best else "no series that looks like"
     listed = _listed({series: told[series] for series in best or images})
     raise BadCase(f"{folder} holds {problem} {modality}: {listed}; choose with --{modality}-series UID")
@@ -87,8 +92,8 @@ def _told(images: Sequence[Series]) -> dict[Series, Told]:
     enhanced = [_start(series) for series in images if told[series].contrast == "t1ce" and any(_start(series))]
     for series in images:
         late = any(day == _start(series)[0] and _start(series)[1] > time > "" for day, time in enhanced)
-        if told[series].contrast == "t1" and late and says_agent(name_of(series)) is None:
-            told[series] = Told("other", "t1 that does not say so, acquired after the contrast agent")
+        if told[series].contrast == "t1" and late and not says_agent(name_of(series))[0]:
+            told[series] = Told(OTHER, "t1 that does not say so, acquired after the contrast agent")
     return told
 
 
@@ -109,7 +114,7 @@ def _wanted(told: Mapping[Series, Told], folder: str | Path, modality: str, want
     if len(fits) == 1:
         contrast, reason, _ = told[fits[0]]
         doubt = "" if contrast == modality else f", though it is {reason}"
-        return replace(fits[0], reason=f"--{modality}-series names it{doubt}")
+        return replace(fits[0], contrast=modality, reason=f"--{modality}-series names it{doubt}")
     problem = f"{len(fits)} series" if fits else "no series"
     listed = _listed({series: told[series] for series in fits or told})
     raise BadCase(f"{folder} holds {problem} that --{modality}-series {wanted!r} names: {listed}; give a whole UID")
@@ -127,12 +132,12 @@ def _preferred(fits: list[Series], modality: str) -> tuple[list[Series], str]:
     if len({height_mm < SLAB_MM for height_mm, _, _ in stacks.values()}) > 1:
         return fits, ""
     merits: dict[str, Callable[[Series], float]] = {
-        "the name of a plain scan": lambda series: says_agent(name_of(series)) is False and modality != "t1ce",
-        "no contrast agent in its name": lambda series: modality == "t1ce" or not says_agent(name_of(series)),
-        "original images": lambda series: not _image_type(series) & {"DERIVED", "REFORMATTED", "MPR"},
+        "the name of a plain scan": lambda series: modality == "t1" and says_agent(name_of(series))[0],
+        "no contrast agent in its name": lambda series: modality != "t1ce" and not says_agent(name_of(series))[1],
+        "original images": lambda series: not _derived(series),
         "the thinnest slices": lambda series: -round(stacks[series][1]),
-        "three dimensions": lambda series: _header(series, "MRAcquisitionType") == "3D",
-        "axial slices": lambda series: stacks[series][2],
+        "three dimensions": lambda series: _three_dimensional(series),
+        "axial slices": lambda series: stacks[series][2] and not NOT_AXIAL.search(name_of(series)),
         "corrected images": lambda series: len(_image_type(series) & {"NORM", "DIS2D", "DIS3D"}),
     }
     why = []
@@ -172,6 +177,16 @@ def _check_together(taken: Mapping[str, tuple[str, str | Series]]) -> None:
         else:
             continue
         raise BadCase(f"{one} and {other} are {problem}; choose with --{first}-series UID and --{second}-series UID")
+
+
+def _derived(series: Series) -> bool:
+    types = _image_type(series) - {""}
+    return bool(types & {"DERIVED", "REFORMATTED", "MPR"} if types else REFORMATTED.search(name_of(series)))
+
+
+def _three_dimensional(series: Series) -> bool:
+    kind = _header(series, "MRAcquisitionType")
+    return kind == "3D" if kind else bool(THREE_D.search(name_of(series)))
 
 
 def _image_type(series: Series) -> set[str]:

@@ -16,7 +16,7 @@ from tissnet_components.scans.dicom import Series
 
 OTHER = "other"  # known to be none of the contrasts
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-ANY = frozenset({"t1", "t2", "flair", "pd", "stir", "t2*"})
+ANY = frozenset({"t1", "t2", "ssfp", "flair", "pd", "stir", "t2*"})
 UNWANTED = {"pd": "proton density", "stir": "STIR", "t2*": "T2*"}
 
 IMAGE_TYPES = {  # in ImageType, as GE, Philips, Siemens and Canon write it
@@ -59,8 +59,8 @@ NAMES = {  # of what is none of the contrasts, in the languages that scanners sp
         r"|b[01][ -]?maps?"
     ),
     "a subtraction": _words(
-        r"subs?(?![ -]?\d)|subs?tra[a-z]*|subtrak[a-z]*|soustra[a-z]*|sottra[a-z]*|sustra[a-z]*|resta|aftrek[a-z]*"
-        r"|odejm[a-z]*|cikarma"
+        r"subs?(?![ -]?\d)|subs?tra[a-z]*|subtrak[a-z]*|minus|soustra[a-z]*|sottra[a-z]*|sustra[a-z]*|resta"
+        r"|aftrek[a-z]*|odejm[a-z]*|cikarma"
     ),
     "diffusion": _words(
         r"d[wt]i|e?adc|diff|dif+us[a-z]*|dyfuz[a-z]*|difuz[a-z]*|trace[wf]?|(?:col)?fa(?!\d)|b[ =]?(?:0|\d{3,4})|ivim"
@@ -71,22 +71,22 @@ NAMES = {  # of what is none of the contrasts, in the languages that scanners sp
         r"|time[ -]?resolved"
     ),
     "an angiogram": _words(
-        r"tof|(?:ce|pc)?[ -]?mr[av]|angio[a-z]*|veno[a-z]*|phase[ -]?contrast|venc|inhance|q?flow|pca"
-        r"|[23]d[ -]?pc|pc[ -]?[23]d"
+        r"tof|time[ -]of[ -]flight|(?:ce|pc)?[ -]?mr[av]|angio[a-z]*|veno[a-z]*|phase[ -]?contrast|venc|inhance|q?flow"
+        r"|pca|[23]d[ -]?pc|pc[ -]?[23]d"
     ),
     "susceptibility-weighted": _words(
-        r"[a-z]*swi[pm]?|e?swan|sus[cz]?ep[a-z]*|s?ven[ -]?bold|qsm|fsbb|(?:mag|pha) images"
+        r"[a-z]*swi[pm]?|e?swan|susc|sus[cz]?ep[a-z]*|s?ven[ -]?bold|qsm|fsbb|(?:mag|pha) images"
     ),
     "a projection": _words(r"mip|min[ -]?ip|mnip|max[ -]?ip|max[a-z]* int[a-z]*|vrt?|vol[a-z]* rend[a-z]*|cpr"),
     "a map": _words(
         r"maps?|mapp?ing|mapit|mapp?a|t[12]maps?|carte|karte|harita[a-z]*|param[a-z]*|rela[xk][a-z]*|t[12] images"
-        r"|r2 ?(?:\*|star)|molli|quant[a-z]*|fingerprint[a-z]*|mrf"
+        r"|r2 ?(?:\*|star)|t1 ?rho|molli|quant[a-z]*|fingerprint[a-z]*|mrf"
     ),
     "functional": _words(r"bold|r?s?[ -]?fmri|resting|ep2d|epi|mosaic"),
     "spectroscopy": _words(r"svs|csi|mrsi?|spe[ck]tro[a-z]*|press|steam"),
     "no magnitude image": _words(r"pha|(?<!in[ -])phas[es]*(?: images?)?|inv ?[12]|psir|real"),
     "a fat or opposed-phase image": _words(
-        r"fat only|dixon.* (?:f|opp|out)|opp|(?:opp|out)[a-z]*[ -]?(?:of[ -])?phase"
+        r"fat only|fat:|dixon.* (?:f|opp|out)|opp|(?:opp|out)[a-z]*[ -]?(?:of[ -])?phase"
     ),
     "STIR": _words("stir"),
     "double inversion": _words("dir"),
@@ -95,13 +95,14 @@ NAMES = {  # of what is none of the contrasts, in the languages that scanners sp
         r"[ctl]?[ -]?spine|spinal|cervi[ck]al[a-z]*|lumb[a-z]*|thora[ckx][a-z]*|[hbl]ws|rachis|columna|colonna|coluna"
         r"|kregoslup|myelo[a-z]*|wirbel[a-z]*"
     ),
+    "a result of another program": _words(r"[a-z]*mask|segment[a-z]*|overlay|fus(?:ed|ion)"),
     "a report": _words(r"phoenix[a-z]*|report|screen[ -]?[a-z]*|key[ -]?images?"),
     "T2*": re.compile(r"t2w? ?\*|t2[ -]?(?:star|stern|etoile|yildiz)|t2s(?![a-z])|ha?emo|t2gre"),
 }
 BALANCED = _words(r"ciss|ci3d|fiesta[a-z]*|tru[e]?[ -]?fi[a-z]*|b[ -]?[ft]fe|balanced|drive")  # T2-like gradient echoes
 GRADIENT_ECHO = _words(r"fl[23]d[a-z]*|ffe|t?fe[23]?d?|gre|grad[a-z]*|flash|medic|merge|eg")
 SPIN_ECHO = _words(r"[a-z]{0,2}[ft]?se|blade|propeller|space|cube|vista|multivane|brainview")
-BEFORE = r"(?<![a-z0-9])(?:ax|axial|sag|cor|kor|tra|trans|[23]d|s|w|wip|hr|fs|se|tse|fse|ir|gd|km|ce|iso|vol|pre|post)*"
+BEFORE = r"(?<![a-z0-9])(?:ax|axial|sag|cor|kor|tra|trans|[23]d|wip|hr|fs|se|[ft]se|ir|gd|km|ce|pre|post)*[a-z]?"
 T1 = re.compile(rf"{BEFORE}t1(?!\d)|mp[ -]?2?rage|bravo|spgr|tfl3d|vibe|lava|thrive|flash|fl[23]d")
 T2 = re.compile(rf"{BEFORE}t2(?!\d)|haste|ss[ -]?fse")
 FLAIR = re.compile(r"flair|dark[ -]?fl|fluid[ -]?att")
@@ -157,7 +158,7 @@ def contrast_of(series: Series) -> Told:
         return Told(OTHER, other)
     (can_be, attributes), named = _by_acquisition(tags), _by_name(name)
     by = " and ".join([*([attributes] if attributes else []), *(["its name"] if named < ANY else [])])
-    left = can_be & named
+    left = frozenset("t2" if contrast == "ssfp" else contrast for contrast in can_be & named)
     contrast = SUBSUMED.get((named, can_be)) or (min(left) if len(left) == 1 else None)
     if not contrast and not left:
         return Told(OTHER, f"its name says {_either(named)}, but {attributes}")
@@ -176,16 +177,9 @@ def name_of(series: Series) -> str:
     return " ".join(re.sub(r"[_^]", " ", plain).split())
 
 
-def says_agent(name: str) -> bool | None:
-    """Whether a name says that a contrast agent was given, or that none was.
-
-    Raises:
-        ValueError: it says both.
-    """
-    plain, enhanced = PLAIN.search(name), ENHANCED.search(PLAIN.sub(" ", name))
-    if plain and enhanced:
-        raise ValueError("its name says both with and without contrast agent")
-    return None if not plain and not enhanced else bool(enhanced)
+def says_agent(name: str) -> tuple[bool, bool]:
+    """Whether a name says that no contrast agent was given, and whether it says that one was."""
+    return bool(PLAIN.search(name)), bool(ENHANCED.search(PLAIN.sub(" ", name)))
 
 
 def _by_one_attribute(series: Series, tags: Mapping[str, str]) -> Iterator[str]:
@@ -226,7 +220,7 @@ def _by_name(name: str) -> frozenset[str]:
     if "tirm" in name.split() and not T1.search(name):
         return frozenset({"flair", "stir"})
     if BALANCED.search(name):
-        return frozenset({"t2"})
+        return frozenset({"t2", "ssfp"})
     t2 = T2.search(name)
     if t2 and GRADIENT_ECHO.search(name) and not SPIN_ECHO.search(name):
         return frozenset({"t2*"})
@@ -247,16 +241,18 @@ def _by_acquisition(tags: Mapping[str, str]) -> tuple[frozenset[str], str]:
     gradient = "GR" in kinds and "SE" not in kinds
     if (inversion and inversion >= 250) or "IR" in kinds:
         can_be = {"t1"} if gradient else _inverted(echo, inversion)
+    elif gradient and echo is None:
+        can_be = {"t1", "t2*", "ssfp"}
+    elif gradient:
+        can_be = {"t2*"} if echo >= 15 else {"t1", "t2*"} if echo >= 8 else {"t1", "t2", "ssfp"}
     elif echo is None:
         return ANY, ""
-    elif gradient:
-        can_be = {"t2*"} if echo >= 15 else {"t1", "t2*"} if echo >= 8 else {"t1", "t2"}
     elif echo >= 50:
         can_be = {"t2"} if repetition and repetition < 4500 else {"t2", "flair"}
     elif "SE" in kinds:
         can_be = {"t1"} if repetition and repetition < 1300 else {"t1", "pd"}
     else:
-        can_be = {"t1", "t2"} if echo < 8 else {"t1", "pd", "t2*"}
+        can_be = {"t1", "t2", "ssfp"} if echo < 8 else {"t1", "pd", "t2*"}
     return frozenset(can_be), text
 
 
@@ -273,13 +269,12 @@ def _inverted(echo: float | None, inversion: float | None) -> set[str]:
 
 def _with_agent(name: str, tags: Mapping[str, str], by: str) -> Told:
     """T1 with or without contrast agent: as the name says, else as the headers do, which many fill in beforehand."""
-    try:
-        said = says_agent(name)
-    except ValueError as error:
-        return Told(OTHER, str(error))
-    if said is not None:
-        contrast, how = ("t1ce", "with") if said else ("t1", "without")
-        return Told(contrast, f"t1 by {by}, {how} contrast agent by its name")
+    plain, enhanced = says_agent(name)
+    if plain and enhanced:
+        return Told(OTHER, "its name says both with and without contrast agent")
+    if plain or enhanced:
+        how = "with" if enhanced else "without"
+        return Told("t1ce" if enhanced else "t1", f"t1 by {by}, {how} contrast agent by its name")
     for tag in ("ContrastBolusAgent", "ContrastBolusAgentSequence", "ContrastBolusIngredient"):
         if not NO_AGENT.fullmatch(tags.get(tag, "").casefold()) and tags.get("ContrastBolusVolume") not in ("0", "0.0"):
             return Told("t1ce", f"t1 by {by}, with contrast agent by {tag}")

@@ -28,9 +28,9 @@ IMAGE_MODALITIES = ("MR", "CT", "PT")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 HEADER = (  # what tells instances, series and contrasts apart
     *("SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber", "SOPClassUID"),
-    *("Modality", "SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName"),
+    *("Modality", "SeriesDescription", "ProtocolName"),
     *("PatientID", "StudyDate", "AcquisitionTime", "SeriesTime", "ImageType", "ComplexImageComponent"),
-    *("ScanningSequence", "SequenceVariant", "AcquisitionContrast", "AngioFlag", "MRAcquisitionType"),
+    *("ScanningSequence", "AcquisitionContrast", "AngioFlag", "MRAcquisitionType"),
     *("EchoTime", "RepetitionTime", "InversionTime", "DiffusionBValue"),
     *("ContrastBolusAgent", "ContrastBolusAgentSequence", "ContrastBolusIngredient", "ContrastBolusVolume"),
     *("ImagePositionPatient", "ImageOrientationPatient"),
@@ -47,7 +47,7 @@ class Series:
     """One DICOM series: what its headers say, and its files.
 
     ``headers`` are the texts of `HEADER`, file by file. ``unreadable`` are damaged DICOM files in the folders of the
-    series that may be slices of it. ``reason`` is why it was chosen, where it was.
+    series that may be slices of it. ``contrast`` and ``reason`` are what it was chosen for and why, where it was.
     """
 
     uid: str
@@ -57,12 +57,13 @@ class Series:
     files: tuple[Path, ...]
     headers: tuple[Mapping[str, str], ...] = field(default=(), repr=False, compare=False)
     unreadable: tuple[Path, ...] = ()
+    contrast: str = field(default="", compare=False)
     reason: str = field(default="", compare=False)
 
     @property
     def told(self) -> dict[str, str]:
         """What a summary tells of it."""
-        return {"uid": self.uid, "description": self.description, "reason": self.reason}
+        return {name: getattr(self, name) for name in ("contrast", "uid", "description", "reason")}
 
     def __str__(self) -> str:
         what = f"{self.modality} series {self.description}".strip()
