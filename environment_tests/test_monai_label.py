@@ -74,7 +74,9 @@ def app(tmp_path_factory) -> Path:
         config = folder / "model" / name / "configs" / "inference.json"
         content = config.read_text()  # bfloat16 rounds as the layout in memory has it, which is not the server's here
         config.write_text(content.replace('"precision": "auto"', '"precision": "float32"'))
-    shutil.copytree(folder / "model" / "tissnet_vs", folder / "model" / "tissnet_wrong")
+    for name in ("tissnet_wrong", "tissnet_damaged"):
+        shutil.copytree(folder / "model" / "tissnet_vs", folder / "model" / name)
+    (folder / "model" / "tissnet_damaged" / "models" / "model.pt").write_bytes(b"no weights")
     shutil.copy(
         folder / "model" / "tissnet_brats" / "models" / "model.pt", folder / "model" / "tissnet_wrong" / "models"
     )
@@ -82,19 +84,24 @@ def app(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(app, studies, tmp_path_factory) -> Iterator[str]:
+def log(tmp_path_factory) -> Path:
+    """What the server writes."""
+    return tmp_path_factory.mktemp("log") / "server.txt"
+
+
+@pytest.fixture(scope="module")
+def server(app, studies, log) -> Iterator[str]:
     """The address of a running server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    models = ",".join((*NAMES, "tissnet_wrong"))
+    models = ",".join((*NAMES, "tissnet_wrong", "tissnet_damaged"))
     command = [Path(sys.executable).parent / "monailabel", "start_server", "--app", app, "--studies", studies]
     command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "models", models]
     command += ["--conf", "zoo_source", "ngc", "--conf", "sam2", "false", "--conf", "skip_trainers", "true"]
     here = Path(sys.executable).parent  # the command looks for its Python on the path, as in an activated environment
     environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)  # the bundles bring their own tissnet_components
-    log = tmp_path_factory.mktemp("log") / "server.txt"
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=file, stderr=file)
     address = f"http://127.0.0.1:{port}"
@@ -214,7 +221,7 @@ def test_after_another_map_the_mask_comes_again(server, expected, tmp_path):
 @pytest.mark.parametrize(
     ("image", "status", "sentence"),
     [
-        ("nobody", 404, "there is no image"),
+        ("nobody", 404, "the studies folder holds no image of that name"),
         ("ben_t1", 422, "ben has no t1ce"),
         ("carl_t2", 422, "are t1ce of carl; keep one of them"),
         ("four", 422, "has 4 channels, expected 3 along its fourth axis: t1, t1ce, t2, in this order"),
@@ -230,12 +237,27 @@ def test_complex_voxels_are_refused(server):
     assert "expected real numbers" in refusal(server, 422, "tissnet_vs", "complex")
 
 
-def test_an_unknown_map_is_refused(server):
-    assert "there is no map 'flair'; choose one of mask" in refusal(server, 422, "tissnet_vs", "ear 7", map="flair")
+@pytest.mark.parametrize("name", ["flair", "", None, [], "$1 / 0"], ids=repr)
+def test_an_unknown_map_is_refused_before_the_network_runs(server, log, name):
+    before = log.read_text().count("Inferer:: ")
+    assert f"there is no map {name!r}; choose one of mask" in refusal(server, 422, "tissnet_vs", "ear 7", map=name)
+    assert log.read_text().count("Inferer:: ") == before
 
 
-def test_wrong_weights_are_refused_instead_of_answered_with_noise(server):
-    assert "does not fit the configured network" in refusal(server, 500, "tissnet_wrong", "ear 7")
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [("wrong", "does not fit the configured network"), ("damaged", "is not a file of PyTorch weights")],
+)
+def test_wrong_weights_are_refused_instead_of_answered_with_noise(server, log, weights, sentence):
+    before = log.read_text().count("Inferer:: ")
+    assert sentence in refusal(server, 500, f"tissnet_{weights}", "ear 7")
+    assert log.read_text().count("Inferer:: ") == before
+
+
+def test_the_log_tells_when_the_network_runs(server, log):
+    before = log.read_text().count("Inferer:: ")
+    assert ask(server, "tissnet_vs", "ear 7").status_code == 200
+    assert log.read_text().count("Inferer:: ") == before + 1
 
 
 def test_the_server_writes_nothing_but_its_answers(server, app, studies, expected):

@@ -2,11 +2,10 @@ import errno
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from tissnet_components.errors import answered, ensure_writable, explain_errors, mendable_cause
+from tissnet_components.errors import ensure_writable, explain_errors, mendable_cause
 from tissnet_components.scans.datalist import load_datalist
 from tissnet_components.scans.nifti import check_same_grid
 
@@ -116,19 +115,3 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_a_read_only_folder_is_named():
     with pytest.raises(ValueError, match="cannot write to /proc"):
         ensure_writable("/proc")
-
-
-def test_a_mistake_becomes_an_http_answer_in_monai_label_alone(monkeypatch):
-    class HTTPException(Exception):
-        """Starlette's, which MONAI Label brings along."""
-
-    with pytest.raises(ValueError, match="say it"), answered(422):
-        raise ValueError("say it")
-    monkeypatch.setitem(sys.modules, "monailabel", ModuleType("monailabel"))
-    starlette = ModuleType("starlette.exceptions")
-    starlette.HTTPException = HTTPException
-    monkeypatch.setitem(sys.modules, "starlette", ModuleType("starlette"))
-    monkeypatch.setitem(sys.modules, "starlette.exceptions", starlette)
-    with pytest.raises(HTTPException) as caught, answered(422):
-        raise ValueError("say it")
-    assert caught.value.args == (422, "say it")

@@ -13,7 +13,6 @@ from torch import nn
 from tissnet_components.errors import report_failed
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.scans.cases import CheckedCases, find_scans
-from tissnet_components.transforms import ChooseMapd
 
 SOURCES = ["t1", "t1ce", "t2"]
 OBLIQUE = oblique_affine((0.9, 1.1, 5))
@@ -152,24 +151,6 @@ def test_a_datalist_of_other_sources_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has the sources \['t2'\], expected .*; set --source_modalities"):
         find_scans(str(tmp_path), SOURCES, str(datalist), "test")
     assert len(find_scans(str(tmp_path), ["t2"], str(datalist), "test")) == 1
-
-
-MAPS = {name: torch.full((1, 2, 2, 2), float(value)) for value, name in enumerate(("fine", "synthetic", "error"))}
-
-
-@pytest.mark.parametrize(
-    ("choice", "value", "kind"),
-    [("mask", 0, "uint8"), ("synthetic", 1, "float32"), ("error", 2, "float32"), (["mask", "error"], 0, "uint8")],
-    ids=str,
-)
-def test_the_chosen_map_is_sent_back(choice, value, kind):
-    sent = ChooseMapd(choice)(MAPS)
-    assert (sent["pred"].unique().tolist(), sent["result_dtype"]) == ([value], kind)
-
-
-def test_an_unknown_map_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="there is no map 'flair'; choose one of mask, synthetic, error, disagreement"):
-        ChooseMapd("flair")(MAPS)
 
 
 def test_a_network_of_fewer_sources_takes_its_own_out_of_a_datalist(tmp_path):

@@ -319,7 +319,7 @@ def test_siblings_may_stand_in_a_folder_of_the_patients_name(tmp_path):
     [
         ("ben_t2", r"ben has no t1ce in .*studies; add the file"),
         ("carl_t1", r"both .*carl_t2.nii.gz and .*carl_t2w.nii.gz are t2 of carl; keep one of them"),
-        ("nobody", r"there is no image '.*nobody.nii.gz'; give one that the studies folder holds"),
+        ("nobody", r"nobody.nii.gz does not exist; correct the path"),
     ],
 )
 def test_a_missing_or_doubled_sibling_is_named(studies, chosen, sentence):

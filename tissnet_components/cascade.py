@@ -1,14 +1,12 @@
 """The cascade: generator, then segmentor (Fig. 2d), and loading what was trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from tissnet_components.errors import answered
 from tissnet_components.moved import forwarding
-from tissnet_components.weights import check_weights_fit
 
 SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
 
@@ -73,16 +71,6 @@ class TissNet(nn.Module):
         if "error" in maps:
             maps["refined"] = refine_with_error(generated["coarse"], maps["error"])
         return maps
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights that fit, and no others: MONAI Label asks with ``strict=False`` and would answer with noise.
-
-        Raises:
-            ValueError: the weights do not fit.
-        """
-        with answered(500):
-            check_weights_fit(self, state_dict, "models/model.pt")
-        return super().load_state_dict(state_dict, True, assign)
 
     def segment(
         self, image: torch.Tensor, generated: dict[str, torch.Tensor], branches: list[str] | None = None

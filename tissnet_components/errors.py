@@ -4,8 +4,7 @@ import errno
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -67,22 +66,6 @@ def ensure_writable(folder: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
-
-
-@contextmanager
-def answered(status: int) -> Iterator[None]:
-    """In MONAI Label's server, let a mistake become the answer: its sentence, under this HTTP status.
-
-    MONAI Label would answer 500, without a word. Elsewhere the mistake passes as it is.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "monailabel" not in sys.modules:
-            raise
-        from starlette.exceptions import HTTPException
-
-        raise HTTPException(status, str(error)) from error
 
 
 def explain_errors() -> None:

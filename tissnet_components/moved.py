@@ -18,7 +18,7 @@ MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> wh
     "cascade.read_image_settings": "weights.read_image_settings",
     "datasets.cases": "scans.datalist",
     "inference.CheckedCases": "scans.cases.CheckedCases",
-    "inference.ChooseMapd": "transforms.ChooseMapd",
+    "inference.ChooseMapd": "label_server.ChooseMapd",
     "inference.InvertTogetherd": "transforms.InvertTogetherd",
     "inference.find_scans": "scans.cases.find_scans",
     "inference.report_failed": "errors.report_failed",

@@ -9,11 +9,8 @@ from monai.config import KeysCollection
 from monai.data import Dataset
 from monai.transforms import GaussianSmooth, Invertd, MapTransform, Randomizable, RandomizableTransform, Transform
 
-from tissnet_components.errors import answered
 from tissnet_components.moved import forwarding
 from tissnet_components.scans.brain import find_brain
-
-MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
 
 
 class NormalizeBrain(Transform):
@@ -282,31 +279,6 @@ class InvertTogetherd(MapTransform):
         together = torch.cat([data[name] for name in names])
         restored = self.invert({**data, "together": together})["together"]
         return {**data, **dict(zip(names, restored.split([len(data[name]) for name in names]), strict=True))}
-
-
-class ChooseMapd(MapTransform):
-    """Copy one map to ``pred``, which MONAI Label sends back.
-
-    Args:
-        choice: ``mask``, ``synthetic``, ``error`` or ``disagreement``; of a list, what MONAI Label offers, the first.
-
-    Raises:
-        ValueError: another name.
-    """
-
-    def __init__(self, choice: str | Sequence[str]) -> None:
-        super().__init__(tuple(MAPS.values()))
-        self.choice = choice if isinstance(choice, str) else choice[0]
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        with answered(422):
-            if self.choice not in MAPS:
-                raise ValueError(f"there is no map {self.choice!r}; choose one of {', '.join(MAPS)}")
-        return {
-            **data,
-            "pred": data[MAPS[self.choice]],
-            "result_dtype": "uint8" if self.choice == "mask" else "float32",
-        }
 
 
 __getattr__ = forwarding(__name__)

@@ -1,6 +1,5 @@
 """Load a case for MONAI: every file checked alone and against the others."""
 
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from os import PathLike
 
@@ -12,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import SpaceKeys
 
-from tissnet_components.errors import BadCase, answered
+from tissnet_components.errors import BadCase
 from tissnet_components.scans.dicom import Series, read_series
 from tissnet_components.scans.naming import find_siblings
 from tissnet_components.scans.nifti import (
@@ -110,8 +109,7 @@ class LoadImageCased(LoadCased):
         self.modalities = list(modalities)
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
-        with answered(422):
-            loaded = super().__call__(data)
+        loaded = super().__call__(data)
         for key in self.key_iterator(loaded):
             # at a NIfTI name, MONAI 1.6's Spacingd takes MONAI Label's string "image_path" for a dict of metadata
             loaded[key].meta["filename_or_obj"] = loaded[key].meta["filename_or_obj"].split(".nii")[0]
@@ -120,9 +118,6 @@ class LoadImageCased(LoadCased):
     def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         if not isinstance(given, str | PathLike):
             return super().read(given, check)
-        with answered(404):
-            if not os.path.isfile(given):
-                raise BadCase(f"there is no image {str(given)!r}; give one that the studies folder holds")
         volume = check_readable(given)
         if len(volume.shape) == 4:
             return self._channels(volume, str(given), check)
