@@ -518,10 +518,11 @@ def test_auto_takes_bfloat16_where_the_processor_has_it(monkeypatch, able, best)
     assert probe.precisions == {best}
 
 
-@pytest.mark.parametrize(("able", "best"), [(True, "bfloat16"), (False, "float32")])
-def test_a_gpu_without_bfloat16_of_its_own_works_in_float32(monkeypatch, able, best):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
-    assert best_precision(torch.device("cuda")) == best
+@pytest.mark.parametrize(("gpu", "best"), [("cuda:0", "float32"), ("cuda:1", "bfloat16")])
+def test_of_two_gpus_each_works_in_its_own_best_precision(monkeypatch, gpu, best):
+    capabilities = {torch.device("cuda:0"): (7, 5), torch.device("cuda:1"): (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.get)
+    assert best_precision(torch.device(gpu)) == best
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

@@ -15,8 +15,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 def best_precision(device: torch.device) -> str:
     """``bfloat16`` where the device has instructions for it, else ``float32``."""
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":  # since Ampere; PyTorch's own question asks the current GPU, not this one
+        able = torch.cuda.get_device_capability(device)[0] >= 8
     else:  # PyTorch before 2.6 cannot tell
         able = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return "bfloat16" if able else "float32"
