@@ -1,10 +1,11 @@
 """Read and write weights, and how their images were prepared, which stands beside them."""
 
+import hashlib
 import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def read_state(path: str | Path) -> dict:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict; save network.state_dict()")
     return state
+
+
+def engine_path(weights: str | Path, precision: str, window_size: Sequence[int]) -> str:
+    """Where TensorRT's engines of these weights stand, without their ending; the name holds what they depend on.
+
+    Example:
+        ``models/model.fp16.64x64x56.1b2c3d4e``, whose last part begins the SHA-256 sum of the weights.
+    """
+    window = "x".join(map(str, window_size))
+    begin = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:8]
+    return str(Path(weights).with_suffix(f".{precision}.{window}.{begin}"))
 
 
 def compact(weights: Path, out: Path) -> None:

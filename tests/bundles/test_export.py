@@ -1,5 +1,6 @@
 """TorchScript, ONNX and MONAI Deploy give what PyTorch gives, on real patches where there are some."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from bundle_copies import NAMES, TINY, read_config, tiny_bundle
 from conftest import REAL_GLIOMAS
+from monai.networks.utils import convert_to_onnx
 from torch import nn
 from torch.torch_version import TorchVersion
 
 from tissnet_components.transforms import NormalizeBrain
+from tissnet_components.weights import engine_path
 
 REAL_SCHWANNOMA = REAL_GLIOMAS.parent / "vs_real_crops" / "vs_gk_98_t2.nii.gz"
 SIZES = ((64, 48, 16), (40, 56, 11))  # the second is no multiple of what the pooling needs
@@ -126,12 +129,44 @@ def test_tensorrt_gets_each_half_of_the_cascade_with_its_maps_by_name(bundle, mo
     monkeypatch.setattr("monai.networks.trt_compile", note)
     parser.update({"bundle_root": str(bundle), "device": torch.device("cpu")})
     network = parser.get_parsed_content("network")
-    weights = str(bundle / "models" / "model.pt")
+    engine = engine_path(bundle / "models" / "model.pt", "fp16", [32, 32, 16])
     assert calls == [
-        ("generator", ["synthetic", "coarse"], ["synthetic", "coarse"], weights),
-        ("segmentor", ["fine", "error"], ["fine", "error"], weights),
+        ("generator", ["synthetic", "coarse"], ["synthetic", "coarse"], engine),
+        ("segmentor", ["fine", "error"], ["fine", "error"], engine),
     ]
     assert isinstance(network, nn.Module)
+
+
+@torch.no_grad()
+def test_tensorrt_gets_a_graph_of_float32_and_one_window_even_of_a_small_patient(glioma_bundle, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
+    pytest.importorskip("onnxscript", reason="needs the extra [export]")
+    parser = monai.bundle.ConfigParser()
+    parser.read_config([str(glioma_bundle / "configs" / f"{name}.json") for name in ("inference", "inference_trt")])
+    network, graphs, windows = parser.get_parsed_content("network_def").eval(), [], []
+    run = network.generator.forward
+
+    def export_and_run(image: torch.Tensor) -> dict[str, torch.Tensor]:
+        windows.append(tuple(image.shape))
+        network.generator.forward = run
+        graphs.append(convert_to_onnx(network.generator, [image], filename=str(tmp_path / "generator.onnx")))
+        network.generator.forward = export_and_run
+        return run(image)
+
+    network.generator.forward = export_and_run
+    parser.get_parsed_content("inferer")(torch.rand(1, 3, 20, 30, 8), network)
+    assert windows == [(1, 3, 32, 32, 16)]
+    stored = {tensor.data_type for tensor in graphs[0].graph.initializer}
+    shaped = {value.type.tensor_type.elem_type for value in (*graphs[0].graph.input, *graphs[0].graph.value_info)}
+    halves = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16}
+    assert onnx.TensorProto.FLOAT in stored and not (stored | shaped) & halves
+
+
+def test_an_engines_name_holds_what_it_depends_on(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    begin = hashlib.sha256(b"weights").hexdigest()[:8]
+    engine = engine_path(tmp_path / "model.pt", "fp32", (64, 64, 56))
+    assert engine == str(tmp_path / f"model.fp32.64x64x56.{begin}")
 
 
 class FromMemory:

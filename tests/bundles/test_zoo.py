@@ -87,8 +87,14 @@ def test_every_required_package_has_one_exact_version_that_the_tests_run_with(bu
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split(";")[0].strip().split("==") for line in lines if "==" in line.split(";")[0])
     own = {"monai": content["monai_version"], "torch": content["pytorch_version"], "numpy": content["numpy_version"]}
-    required = {**own, **content["required_packages_version"]}
+    required = {**own, **content["required_packages_version"], **content["optional_packages_version"]}
     assert {name: pinned.get(name) for name in required} == required
+
+
+def test_a_zips_readme_names_the_packages_that_onnx_needs(bundle):
+    optional = metadata(bundle)["optional_packages_version"]
+    install = " ".join(f"{name}=={version}" for name, version in optional.items())
+    assert f"`pip install {install}`" in (bundle / "docs" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("n", "p"), [(1, 1), (2, 2), (3, 1)])
