@@ -76,7 +76,7 @@ def _ending(action: Callable[[], object]) -> str | None:
         assert ended.code == 1 or (isinstance(ended.code, str) and ended.code.startswith("error: "))
         return "" if ended.code == 1 else ended.code
     except Exception as error:
-        cause = errors.mendable_cause(error)
+        cause = errors.user_error(error)
         if cause is None:
             raise
         assert "\n" not in str(cause)

@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser
 
 from tissnet_components import __main__ as command_line
 from tissnet_components import weights
-from tissnet_components.errors import mendable_cause
+from tissnet_components.errors import user_error
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.scans.dicom import find_series
 from tissnet_components.segment import segment
@@ -107,7 +107,7 @@ def results(bundle, scans, tmp_path_factory) -> Path:
 def sentence(action) -> str:
     with pytest.raises(Exception) as caught:
         action()
-    return str(mendable_cause(caught.value))
+    return str(user_error(caught.value))
 
 
 def refused(*arguments: str, **options: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import fire
 from fire.decorators import SetParseFns
 
-from tissnet_components.errors import mendable_cause
+from tissnet_components.errors import UserError, user_error
 from tissnet_components.files import user_path
 
 COMMANDS = {  # name -> where it is, below this package, and its purpose; imported when it is called
@@ -50,10 +50,10 @@ def refuse_wrong_options(command: Callable, words: list[str]) -> None:
         if not word.startswith("--") or not name:
             continue
         if name not in known:
-            raise ValueError(f"{command.__name__} has no option --{name}; it has --{', --'.join(known)}")
+            raise UserError(f"{command.__name__} has no option --{name}; it has --{', --'.join(known)}")
         flag = name == "help" or options[name].annotation in (bool, "bool")
         if not flag and "=" not in word and following.startswith("--"):
-            raise ValueError(f"--{name} is given without a value; see {command.__name__} --help")
+            raise UserError(f"--{name} is given without a value; see {command.__name__} --help")
 
 
 def read_as_annotated(command: Callable) -> Callable:
@@ -86,7 +86,7 @@ def _names(text: str) -> list[str]:
 
 def _text(text: str) -> str:
     if not text.strip():
-        raise ValueError("empty")
+        raise UserError("empty")
     return text
 
 
@@ -98,7 +98,7 @@ def _read(name: str, expected: str, kind: Callable[[str], Any], text: str) -> An
     try:
         return kind(text)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"--{name} is {text!r}, expected {expected}; correct it") from error
+        raise UserError(f"--{name} is {text!r}, expected {expected}; correct it") from error
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def main() -> None:
         refuse_wrong_options(command, words)
         fire.Fire({name: read_as_annotated(command)}, name="tissnet")
     except Exception as error:
-        if (cause := mendable_cause(error)) is None and not isinstance(error, (ValueError, OSError, ImportError)):
+        if (cause := user_error(error)) is None and not isinstance(error, OSError):
             raise
         sys.exit(f"error: {cause or error}")
 

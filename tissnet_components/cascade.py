@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
 
 SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
@@ -51,7 +52,7 @@ class TissNet(nn.Module):
         super().__init__()
         unknown = set(segmentor_inputs) - set(SEGMENTOR_INPUTS)
         if unknown or not segmentor_inputs:
-            raise ValueError(f"segmentor_inputs are {list(segmentor_inputs)}; choose among {list(SEGMENTOR_INPUTS)}")
+            raise UserError(f"segmentor_inputs are {list(segmentor_inputs)}; choose among {list(SEGMENTOR_INPUTS)}")
         self.generator = generator
         self.segmentor = segmentor
         self.segmentor_inputs = list(segmentor_inputs)

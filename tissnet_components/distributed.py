@@ -14,6 +14,8 @@ from monai.data import partition_dataset
 from torch import nn
 from torch.distributed.nn.functional import all_gather
 
+from tissnet_components.errors import UserError
+
 
 def start(device: torch.device) -> None:
     """Connect this process to the others, as `torchrun` tells it; once."""
@@ -35,7 +37,7 @@ def share(cases: Sequence[Any], even: bool) -> list[Any]:
     """
     processes = idist.get_world_size()
     if len(cases) < processes:
-        raise ValueError(f"{processes} processes cannot share {len(cases)} cases; give --nproc_per_node {len(cases)}")
+        raise UserError(f"{processes} processes cannot share {len(cases)} cases; give --nproc_per_node {len(cases)}")
     return partition_dataset(cases, num_partitions=processes, even_divisible=even)[idist.get_rank()]
 
 

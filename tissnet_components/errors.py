@@ -3,32 +3,45 @@
 import errno
 import sys
 import tempfile
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-PACKAGE = Path(__file__).parent
-MENDABLE = (ValueError, FileNotFoundError, PermissionError, FloatingPointError, ImportError)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
-class BadCase(ValueError):
-    """A case that cannot be used: one sentence with the file, what is wrong with it and what to do."""
+class UserError(ValueError):
+    """A mistake that the user can mend: one sentence with the file or option, what is wrong with it and what to do."""
 
 
-def mendable_cause(error: BaseException | None) -> BaseException | None:
+class BadCase(UserError):
+    """A case that cannot be used."""
+
+
+class FileMissing(UserError, FileNotFoundError):
+    """A file that the user has to provide."""
+
+
+class PackageMissing(UserError, ImportError):
+    """An optional package that is not installed."""
+
+
+class NotFinite(UserError, FloatingPointError):
+    """A training that became NaN or infinite."""
+
+
+def user_error(error: BaseException | None) -> BaseException | None:
     """What a user can mend among an error and its causes, the outermost first; None where there is nothing.
 
     That is what this package raised to say so; what a file system refused; and too little memory.
     """
     while error is not None:
-        if _raised_here(error):
+        if isinstance(error, UserError):
             return error
         if _lacks_memory(error):
             return MemoryError(
-                f"the memory does not suffice ({str(error).splitlines()[0] if str(error) else 'for a whole image'}); "
+                f"out of memory ({str(error).splitlines()[0] if str(error) else 'for a whole image'}); "
                 f"close other programs, or resample the scan or crop it to the head"
             )
         if isinstance(error, OSError) and error.errno in FULL | REFUSED:
@@ -46,13 +59,6 @@ def _lacks_memory(error: BaseException) -> bool:
     )
 
 
-def _raised_here(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    if not isinstance(error, MENDABLE) or not frames:
-        return False
-    return PACKAGE in Path(frames[-1].filename).parents and frames[-1].line.startswith("raise ")
-
-
 def ensure_writable(folder: str) -> None:
     """Make a folder if needed and try to write into it, before hours are spent on what should go there.
 
@@ -60,12 +66,12 @@ def ensure_writable(folder: str) -> None:
         ValueError: it cannot be made or written to, or begins with ``~``, which a shell does not expand behind ``=``.
     """
     if str(folder).startswith("~"):
-        raise ValueError(f"{folder} begins with ~, which was not expanded; write the folder in full")
+        raise UserError(f"{folder} begins with ~, which was not expanded; write the folder in full")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
 
 
 def explain_errors() -> None:
@@ -77,7 +83,7 @@ def explain_errors() -> None:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    cause = mendable_cause(error)
+    cause = user_error(error)
     if kind is KeyboardInterrupt:
         print("stopped; the same command starts again, a training after its last finished epoch", file=sys.stderr)
     elif cause is None:

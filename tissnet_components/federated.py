@@ -15,6 +15,8 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import nn
 
+from tissnet_components.errors import PackageMissing, UserError
+
 
 def federate(
     bundle: Path,
@@ -52,11 +54,11 @@ def federate(
     words = [str(folder), *configs, site_config]
     for word in words:
         if len(word.split()) != 1:
-            raise ValueError(f"{word!r} contains a blank, at which NVFLARE would part it; give a path without")
+            raise UserError(f"{word!r} contains a blank, at which NVFLARE would part it; give a path without")
     try:
         from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
     except ImportError as error:
-        raise ImportError('federated training needs NVFLARE; pip install -e ".[federated]"') from error
+        raise PackageMissing('federated training needs NVFLARE; pip install -e ".[federated]"') from error
     network = {"class_path": f"{__name__}.new_network", "args": {"bundle": words[0], "configs": configs}}
     start = weights and str(Path(weights).resolve())
     here = Path.cwd()
@@ -104,7 +106,7 @@ def train_at_site(bundle: str, *configs: str) -> None:
     )
     algorithm.initialize({ExtraItems.CLIENT_NAME: site})
     if algorithm.trainer.state.epoch:  # then MONAI's one epoch is done, and each round would train nothing
-        raise ValueError(f"{site} resumes an earlier training; give an empty ckpt_dir in {files[-1]}")
+        raise UserError(f"{site} resumes an earlier training; give an empty ckpt_dir in {files[-1]}")
     while flare.is_running():
         shared = ExchangeObject(weights=flare.receive().params)
         dice = float(algorithm.evaluate(shared).metrics["val_dice"])

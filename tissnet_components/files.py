@@ -10,6 +10,8 @@ from functools import cache
 from os.path import abspath
 from pathlib import Path
 
+from tissnet_components.errors import UserError
+
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
@@ -25,7 +27,7 @@ def whole(path: str | Path) -> Iterator[Path]:
         yield unfinished
         _replace(unfinished, path)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be written ({error.strerror or error}); make room or choose another folder, and start again"
         ) from error
     finally:
@@ -90,7 +92,7 @@ def files_below(folder: Path) -> Iterator[Path]:
         ValueError: no such folder, or one in it that cannot be listed.
     """
     if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is not a folder; give the folder that the files lie in")
+        raise UserError(f"{folder} is not a folder; give the folder that the files lie in")
     seen = set()
     for parent, subfolders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         if os.path.realpath(parent) in seen:
@@ -103,7 +105,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise ValueError(
+    raise UserError(
         f"{error.filename} cannot be listed ({error.strerror}); make it readable or move it away"
     ) from error
 
@@ -117,11 +119,11 @@ def user_path(typed: str | os.PathLike) -> Path:
     try:
         return Path(str(typed)).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{typed} begins with the name of an unknown user; write the folder in full") from error
+        raise UserError(f"{typed} begins with the name of an unknown user; write the folder in full") from error
 
 
 def existing_folder(root: str | Path) -> Path:
     folder = Path(abspath(root))
     if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is not a folder; give the folder that the download was unpacked to")
+        raise UserError(f"{folder} is not a folder; give the folder that the download was unpacked to")
     return folder

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import write_whole
 from tissnet_components.results.overview import overview
 from tissnet_components.weights import check_image_settings, check_weights_fit, keep_image_settings, read_state
@@ -157,7 +158,7 @@ class TrainingCheckpoint:
         check_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
         checkpoint = read_state(path)
         if absent := [key for key in (*self.objects, "epoch", "best") if key not in checkpoint]:
-            raise ValueError(f"{path} lacks {absent[0]!r}, so no training can resume from it; remove it to start anew")
+            raise UserError(f"{path} lacks {absent[0]!r}, so no training can resume from it; remove it to start anew")
         for key, value in self.objects.items():
             if isinstance(value, nn.Module):
                 check_weights_fit(value, checkpoint[key], str(path))

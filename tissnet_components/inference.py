@@ -8,6 +8,7 @@ import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import nn
 
+from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,7 +45,7 @@ class CascadeInferer(Inferer):
     def __init__(self, inferer: Inferer, precision: str = "float32", flips: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
         if precision not in (*PRECISIONS, "auto"):
-            raise ValueError(f"unknown precision {precision!r}; known: {[*PRECISIONS, 'auto']}")
+            raise UserError(f"unknown precision {precision!r}; known: {[*PRECISIONS, 'auto']}")
         self.inferer = inferer
         self.precision = precision
         self.flips = _checked_flips(flips)
@@ -72,7 +73,7 @@ class CascadeInferer(Inferer):
     def _refuse_non_finite(self, maps: Mapping[str, torch.Tensor]) -> None:
         """A mask of NaN would look like one without tumor."""
         if bad := [name for name, values in maps.items() if not values.isfinite().all()]:
-            raise ValueError(
+            raise UserError(
                 f"the network answers with NaN or infinity ({', '.join(bad)}): its weights are damaged, or "
                 f"{self.precision} is too coarse for them; fetch the weights again, or give --precision float32"
             )
@@ -83,7 +84,7 @@ def _checked_flips(flips: Sequence[Sequence[int]]) -> list[list[int]]:
     for axes in flips if isinstance(flips, (list, tuple)) else [flips]:
         axes_alone = isinstance(axes, (list, tuple)) and axes and all(type(axis) is int for axis in axes)
         if not axes_alone or not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
-            raise ValueError(f"flips is {flips}, expected lists of axes, 0, 1 or 2, such as [[0]], or [] for none")
+            raise UserError(f"flips is {flips}, expected lists of axes, 0, 1 or 2, such as [[0]], or [] for none")
     return [[axis + 2 for axis in axes] for axes in flips]
 
 

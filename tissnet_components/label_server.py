@@ -16,6 +16,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import nn
 
+from tissnet_components.errors import UserError
 from tissnet_components.scans.loading import LoadImageCased
 from tissnet_components.weights import check_weights_fit, read_state
 
@@ -76,7 +77,7 @@ class ChooseMapd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if MAPS[self.choice] not in data:
-            raise ValueError(f"this network gives no map {self.choice!r}; choose mask")
+            raise UserError(f"this network gives no map {self.choice!r}; choose mask")
         dtype = "uint8" if self.choice == "mask" else "float32"
         return {**data, "pred": data[MAPS[self.choice]], "result_dtype": dtype}
 
@@ -85,16 +86,16 @@ def chosen_map(choice: object) -> str:
     """The map that a request names, or of a list the first; raises ValueError where there is none of that name."""
     name = choice[0] if isinstance(choice, list | tuple) and choice else choice
     if not isinstance(name, str) or name not in MAPS:
-        raise ValueError(f"there is no map {name!r}; choose one of {', '.join(MAPS)}")
+        raise UserError(f"there is no map {name!r}; choose one of {', '.join(MAPS)}")
     return name
 
 
 def check_image(path: str) -> None:
     """Raise ValueError unless there is such a file; MONAI Label's path of a name that it does not know is empty."""
     if not path:
-        raise ValueError("the studies folder holds no image of that name; choose one that the server lists")
+        raise UserError("the studies folder holds no image of that name; choose one that the server lists")
     if not os.path.isfile(path):
-        raise ValueError(f"{path} is no file; put NIfTI files into the studies folder")
+        raise UserError(f"{path} is no file; put NIfTI files into the studies folder")
 
 
 def check_served_weights(network: nn.Module, file: Path) -> None:
@@ -108,7 +109,7 @@ def _finite_state(file: Path, changed: int) -> dict[str, torch.Tensor]:
     state = read_state(file)
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and not value.isfinite().all():
-            raise ValueError(f"{file} holds NaN or infinity in {name}; copy the weights again")
+            raise UserError(f"{file} holds NaN or infinity in {name}; copy the weights again")
     return state
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tissnet_components.distributed import all_samples, weight_of
+from tissnet_components.errors import UserError
 from tissnet_components.patchgan import discriminate
 
 TERMS = (
@@ -153,14 +154,14 @@ class WeightedTerms(nn.Module):
     ) -> None:
         super().__init__()
         if unknown := set(loss_weights) - set(known):
-            raise ValueError(f"unknown loss terms {sorted(unknown)}; known: {sorted(known)}")
+            raise UserError(f"unknown loss terms {sorted(unknown)}; known: {sorted(known)}")
         self.weights = {term: weight for term, weight in loss_weights.items() if weight}
         if not self.weights:
-            raise ValueError(f"every loss term has weight 0; give one of {sorted(known)} another")
+            raise UserError(f"every loss term has weight 0; give one of {sorted(known)} another")
         for term in self.weights:
             name = term.removesuffix("_adversarial")
             if name != term and name not in (discriminators or {}):
-                raise ValueError(f"the term {term} needs discriminators[{name!r}]; or set its weight to 0")
+                raise UserError(f"the term {term} needs discriminators[{name!r}]; or set its weight to 0")
         self.discriminators = discriminators
 
     def terms(
@@ -208,7 +209,7 @@ class TissNetLoss(WeightedTerms):
         weights = {term: weight * scales.get(term, 1.0) for term, weight in loss_weights.items()}
         super().__init__(weights, TERMS, discriminators)
         if "perceptibility" in self.weights and perceptor is None:
-            raise ValueError("the term perceptibility needs a perceptor; give one or set its weight to 0")
+            raise UserError("the term perceptibility needs a perceptor; give one or set its weight to 0")
         self.perceptibility = PerceptibilityLoss(perceptor) if "perceptibility" in self.weights else None
         self.consistency = ErrorPredictionConsistencyLoss()
         self.tumor_margin = tumor_margin

@@ -18,6 +18,8 @@ from monai.utils import convert_to_tensor
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
+from tissnet_components.errors import UserError
+
 Box = tuple[slice, slice, slice]
 SEGMENTATIONS = {  # map -> its name in the columns
     "coarse": "coarse",
@@ -251,9 +253,9 @@ def _volume(name: str, array: torch.Tensor, shape: torch.Size | None) -> torch.T
     volume = volume[0] if volume.ndim == 4 and len(volume) == 1 else volume
     if volume.ndim != 3 or (shape is not None and volume.shape != shape):
         expected = "(X, Y, Z) or (1, X, Y, Z)" if shape is None else f"{tuple(shape)} like the label"
-        raise ValueError(f"{name} has shape {tuple(array.shape)}, expected {expected}: bring it to the label's grid")
+        raise UserError(f"{name} has shape {tuple(array.shape)}, expected {expected}: bring it to the label's grid")
     if not torch.stack(volume.aminmax()).isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinite values, so it cannot be measured: look at the network")
+        raise UserError(f"{name} holds NaN or infinite values, so it cannot be measured: look at the network")
     return volume
 
 

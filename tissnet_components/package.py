@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import files_below
 
 PACKAGE = Path(__file__).parent
@@ -48,7 +49,7 @@ def package(bundle: Path | None = None, out: Path = Path("dist")) -> None:
         else sorted(path.parents[1] for path in Path("bundles").glob("*/configs/metadata.json"))
     )
     if not folders:
-        raise ValueError("there is no bundles folder here; start in the repository, or give --bundle its folder")
+        raise UserError("there is no bundles folder here; start in the repository, or give --bundle its folder")
     for path in [package_bundle(folder, Path(out)) for folder in folders]:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256(path.read_bytes())}")
 
@@ -84,10 +85,10 @@ def checked_version(folder: Path, files: Iterable[str]) -> str:
             cure = (
                 f"run `python -m monai.bundle download_large_files --bundle_path {folder}`" if listed else "train first"
             )
-        raise ValueError(f"{folder} has no {missing[0]}: {cure}")
+        raise UserError(f"{folder} has no {missing[0]}: {cure}")
     version, changelog = read_version((folder / "configs" / "metadata.json").read_bytes(), folder)
     if version not in changelog:
-        raise ValueError(f"{folder}/configs/metadata.json has version {version} but no changelog line for it; add one")
+        raise UserError(f"{folder}/configs/metadata.json has version {version} but no changelog line for it; add one")
     return version
 
 
@@ -100,7 +101,7 @@ def read_version(metadata: bytes, path: Path) -> tuple[str, dict[str, str]]:
     except (ValueError, KeyError, TypeError, RecursionError):
         fits = None
     if not fits:
-        raise ValueError(f"configs/metadata.json of {path} tells no version such as 0.1.0, or no changelog; mend it")
+        raise UserError(f"configs/metadata.json of {path} tells no version such as 0.1.0, or no changelog; mend it")
     return version, changelog
 
 
@@ -147,7 +148,7 @@ def verify(bundle: Path, version: str | None = None) -> None:
         name, count, found = check_zip(path)
     expected = str(version) if version else version_in_name(path)
     if expected and expected != found:
-        raise ValueError(
+        raise UserError(
             f"{path} holds version {found}, expected {expected}; get the other zip, or give --version {found}"
         )
     print(f"{name} {found}: {count} files as they were packaged")
@@ -169,25 +170,25 @@ def version_in_name(path: Path) -> str | None:
 def check_zip(path: Path) -> tuple[str, int, str]:
     """Check a zip without unpacking it: name of its folder, number of files, version; raises as ``verify``."""
     if not os.path.isfile(path):
-        raise ValueError(f"there is no bundle {path}; give a zip or the folder it was unpacked to")
+        raise UserError(f"there is no bundle {path}; give a zip or the folder it was unpacked to")
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             refuse_climbing(names, path)
             links = [entry.filename for entry in archive.infolist() if stat.S_ISLNK(entry.external_attr >> 16)]
             if links:
-                raise ValueError(f"{path} holds {links[0]}, which is a link and may lead out; do not unpack it")
+                raise UserError(f"{path} holds {links[0]}, which is a link and may lead out; do not unpack it")
             roots = {PurePosixPath(name).parts[0] for name in names}
             if len(roots) != 1:
-                raise ValueError(f"{path} holds {len(roots)} folders at its top, expected the bundle's alone")
+                raise UserError(f"{path} holds {len(roots)} folders at its top, expected the bundle's alone")
             root = roots.pop()
             count, version = check_files(
                 path, lambda file: archive.read(f"{root}/{file}"), {name.removeprefix(f"{root}/") for name in names}
             )
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a whole zip ({error}); download it again") from error
+        raise UserError(f"{path} is not a whole zip ({error}); download it again") from error
     except (RuntimeError, zlib.error) as error:  # encrypted, packed in another way, damaged
-        raise ValueError(f"{path} cannot be unpacked ({error}); take the zip of a release") from error
+        raise UserError(f"{path} cannot be unpacked ({error}); take the zip of a release") from error
     return root, count, version
 
 
@@ -206,24 +207,24 @@ def check_files(path: Path, read: Callable[[str], bytes], present: set[str] | No
         lines = read(SUMS).decode().splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (KeyError, OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} has no readable {SUMS}, so it is not a packaged bundle; take one of a release"
         ) from error
     refuse_climbing(sums, path)
     if "models/model.pt" not in sums:
-        raise ValueError(f"{path} has no weights (models/model.pt); take the zip of a release")
+        raise UserError(f"{path} has no weights (models/model.pt); take the zip of a release")
     unlisted = sorted((present or set()) - sums.keys() - {SUMS})
     if unlisted:
-        raise ValueError(f"{path} holds {unlisted[0]}, which {SUMS} does not list; download it again")
+        raise UserError(f"{path} holds {unlisted[0]}, which {SUMS} does not list; download it again")
     for name, digest in sums.items():
         try:
             data = read(name)
         except (KeyError, OSError) as error:
-            raise ValueError(f"{path} has lost {name}; download it again") from error
+            raise UserError(f"{path} has lost {name}; download it again") from error
         if sha256(data) != digest:
-            raise ValueError(f"{name} of {path} is not what was packaged; download it again")
+            raise UserError(f"{name} of {path} is not what was packaged; download it again")
     if "configs/metadata.json" not in sums:
-        raise ValueError(f"{path} has no configs/metadata.json; take the zip of a release")
+        raise UserError(f"{path} has no configs/metadata.json; take the zip of a release")
     return len(sums), read_version(read("configs/metadata.json"), path)[0]
 
 
@@ -232,9 +233,9 @@ def refuse_climbing(names: Iterable[str], path: Path) -> None:
     for name in names:
         parts = PurePosixPath(name).parts
         if not parts:
-            raise ValueError(f"{path} holds the path {name!r}, which names no file; take the zip of a release")
+            raise UserError(f"{path} holds the path {name!r}, which names no file; take the zip of a release")
         if name.startswith("/") or "\\" in name or ":" in name or ".." in parts:
-            raise ValueError(f"{path} holds the path {name!r}, which leads out of its folder; do not unpack it")
+            raise UserError(f"{path} holds the path {name!r}, which leads out of its folder; do not unpack it")
 
 
 def sha256(data: bytes) -> str:

@@ -8,6 +8,8 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import TypeVar
 
+from tissnet_components.errors import UserError
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -26,7 +28,7 @@ def share_out(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) 
         with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
             yield from pool.map(work, jobs)
     except BrokenProcessPool as error:
-        raise ValueError("a process died, perhaps for lack of memory; run again with --workers 1") from error
+        raise UserError("a process died, perhaps for lack of memory; run again with --workers 1") from error
 
 
 def _end_with_parent() -> None:

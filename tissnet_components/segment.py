@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.networks.utils import eval_mode
 from tqdm import tqdm
 
-from tissnet_components.errors import BadCase, mendable_cause, report_failed
+from tissnet_components.errors import BadCase, FileMissing, UserError, report_failed, user_error
 from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import check_dicom_seg, import_highdicom, write_dicom_seg
 from tissnet_components.results.maps import refuse_foreign
@@ -121,7 +121,7 @@ def segment(
     scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
     given = {name: str(file) for name, file in scans.items() if file}
     if cases and (given or case):
-        raise ValueError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
+        raise UserError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
     patients = find_patients(cases, modalities, out) if cases else [_one_patient(given, modalities, bundle, case)]
     series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
     patients = [{**patient, "series": series} for patient in patients]
@@ -168,7 +168,7 @@ def find_patients(cases: str | Path, modalities: Sequence[str], out: str | Path)
     names = [check_case_name(patient["case"], cases) for patient in patients]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{cases} names the case {twice[0]} more than once; give each its own name")
+        raise UserError(f"{cases} names the case {twice[0]} more than once; give each its own name")
     return patients
 
 
@@ -180,7 +180,7 @@ def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> list[dict[
     if patients:
         return [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
     wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
-    raise ValueError(f"{folder} holds no scans named like {wanted} and no folders; rename them, or list them in a CSV")
+    raise UserError(f"{folder} holds no scans named like {wanted} and no folders; rename them, or list them in a CSV")
 
 
 def _dicom_folders(patient: Path, modalities: Sequence[str]) -> list[str]:
@@ -197,15 +197,15 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
             found = list(table.fieldnames or [])
             rows = [(table.line_num, row) for row in table]
     except (OSError, UnicodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give a folder or a CSV with {','.join(columns)}") from error
+        raise UserError(f"{path} cannot be read ({error}); give a folder or a CSV with {','.join(columns)}") from error
     if not rows or not set(columns) <= set(found):
-        raise ValueError(
+        raise UserError(
             f"{path} has the columns {','.join(found) or 'none'} and {len(rows)} rows, expected {','.join(columns)}"
         )
     for line, row in rows:
         empty = [name for name in columns if not (row[name] or "").strip()]
         if empty:
-            raise ValueError(f"{path}, line {line}: no {empty[0]}; fill it in or leave the case out")
+            raise UserError(f"{path}, line {line}: no {empty[0]}; fill it in or leave the case out")
     folder = path.absolute().parent
     return [
         {"case": row["case"].strip(), "image": [str(folder / user_path(row[name].strip())) for name in modalities]}
@@ -224,10 +224,10 @@ def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
     missing = [name for name in needed if name not in given]
     if missing:
         options = ", ".join(f"--{name}" for name in missing)
-        raise ValueError(f"{bundle} needs the modalities {', '.join(needed)}; give {options} as well")
+        raise UserError(f"{bundle} needs the modalities {', '.join(needed)}; give {options} as well")
     unused = sorted(set(given) - set(needed))
     if unused:
-        raise ValueError(f"{bundle} does not use {', '.join(unused)}; it needs {', '.join(needed)} alone")
+        raise UserError(f"{bundle} does not use {', '.join(unused)}; it needs {', '.join(needed)} alone")
     return [given[name] for name in needed]
 
 
@@ -235,7 +235,7 @@ def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
     outputs = _listed(outputs)
     unknown = [name for name in outputs if name not in MAPS]
     if unknown or not outputs:
-        raise ValueError(f"--outputs knows {', '.join(MAPS)}; got {', '.join(map(str, unknown)) or 'none'}")
+        raise UserError(f"--outputs knows {', '.join(MAPS)}; got {', '.join(map(str, unknown)) or 'none'}")
     return outputs
 
 
@@ -243,7 +243,7 @@ def _known_modalities(names: str | Sequence[str]) -> list[str]:
     names = _listed(names)
     if not names or any(name not in MODALITIES or names.count(name) > 1 for name in names):
         known = ", ".join(MODALITIES)
-        raise ValueError(f"--source_modalities is {_typed(names)}, expected some of {known}, each once, such as t1,t2")
+        raise UserError(f"--source_modalities is {_typed(names)}, expected some of {known}, each once, such as t1,t2")
     return names
 
 
@@ -251,7 +251,7 @@ def _checked_spacing(spacing_mm: Sequence[float]) -> list[float]:
     lengths = _listed(spacing_mm)
     least, most = VOXEL_MM
     if len(lengths) != 3 or not all(type(length) in (int, float) and least <= length <= most for length in lengths):
-        raise ValueError(
+        raise UserError(
             f"--spacing_mm is {_typed(lengths)}, expected three lengths from {least} to {most} mm, such as [2,2,2]"
         )
     return lengths
@@ -260,7 +260,7 @@ def _checked_spacing(spacing_mm: Sequence[float]) -> list[float]:
 def _checked_widths(widths: Sequence[int], levels: int) -> list[int]:
     channels = _listed(widths)
     if len(channels) != levels or not all(type(count) is int and count > 0 for count in channels):
-        raise ValueError(
+        raise UserError(
             f"--widths is {_typed(channels)}, expected {levels} numbers of channels, such as [16,32,64,128,256]"
         )
     return channels
@@ -281,7 +281,7 @@ def _check_dicom(patients: list[dict[str, Any]]) -> None:
     for patient in patients:
         scan = _listed(patient["image"])[0]
         if not os.path.isdir(scan):
-            raise ValueError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
+            raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
 
 
 def _available(device: str) -> torch.device:
@@ -289,7 +289,7 @@ def _available(device: str) -> torch.device:
         return torch.empty(0, device=str(device)).device
     except (RuntimeError, AssertionError) as error:  # torch's own two ways to say so
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device} cannot be used here ({reason}); give cpu, cuda or cuda:1") from error
+        raise UserError(f"--device {device} cannot be used here ({reason}); give cpu, cuda or cuda:1") from error
 
 
 def _files(folder: Path, case: str, names: Sequence[str]) -> list[Path]:
@@ -301,19 +301,19 @@ def _to_do(
 ) -> list[dict[str, Any]]:
     """The patients that remain, after refusing to replace results that nobody asked to replace."""
     if overwrite and resume:
-        raise ValueError("--overwrite replaces finished cases and --resume keeps them; give one of them")
+        raise UserError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     for patient in patients:
         folder, scans = out / patient["case"], _listed(patient["image"])
         if any(Path(realpath(scan)).is_relative_to(realpath(folder)) for scan in scans):
-            raise ValueError(f"results would go to {folder}, among the scans; give another --out")
+            raise UserError(f"results would go to {folder}, among the scans; give another --out")
         twice = [scan for scan in scans if scans.count(scan) > 1 and not os.path.isdir(scan)]
         if twice:
-            raise ValueError(f"{patient['case']} uses {twice[0]} for more than one scan; correct it")
+            raise UserError(f"{patient['case']} uses {twice[0]} for more than one scan; correct it")
     begun = [
         p["case"] for p in patients if any(os.path.exists(f) for f in _files(out / p["case"], p["case"], list(FILES)))
     ]
     if begun and not overwrite and not resume:
-        raise ValueError(
+        raise UserError(
             f"{out / begun[0]} holds results already ({len(begun)} of {len(patients)} cases have some); "
             f"give --resume to keep finished cases or --overwrite to replace them"
         )
@@ -328,14 +328,14 @@ def _to_do(
 def _read_bundle(bundle: str) -> ConfigParser:
     config = Path(bundle) / "configs" / "inference.json"
     if not os.path.isfile(config):
-        raise FileNotFoundError(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
+        raise FileMissing(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
     parser = ConfigParser()
     try:
         parser.read_config(str(config))
         parser["bundle_root"] = str(bundle)
         parser["source_modalities"], parser["widths"], parser["inferer"]
     except Exception as error:  # MONAI raises whatever a content that it does not check leads to
-        raise ValueError(f"{config} is not a bundle's configuration ({error}); fetch the bundle again") from error
+        raise UserError(f"{config} is not a bundle's configuration ({error}); fetch the bundle again") from error
     return parser
 
 
@@ -403,7 +403,7 @@ def _verdict(summary: Mapping[str, Any]) -> str:
 
 def _reason(error: Exception) -> str:
     """One sentence; what is no user's mistake also shows where it happened."""
-    cause = mendable_cause(error)
+    cause = user_error(error)
     if cause is None:
         tqdm.write("".join(traceback.format_exception(error)))
     return str(cause or f"{type(error).__name__}: {error}".splitlines()[0])

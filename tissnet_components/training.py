@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from tissnet_components.distributed import average_gradients, mean_over_processes
+from tissnet_components.errors import NotFinite, UserError
 from tissnet_components.unet25d import Decoder25D, Encoder25D
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class AdversarialUpdate:
         checkpointing: bool = False,
     ) -> None:
         if on_non_finite not in ON_NON_FINITE:
-            raise ValueError(f"on_non_finite is {on_non_finite!r}; choose one of {', '.join(ON_NON_FINITE)}")
+            raise UserError(f"on_non_finite is {on_non_finite!r}; choose one of {', '.join(ON_NON_FINITE)}")
         self.on_non_finite, self.skipped = on_non_finite, 0
         self.network = network
         self.loss_function = loss_function
@@ -118,12 +119,12 @@ class AdversarialUpdate:
         cases = idist.all_gather(", ".join(batchdata.get("case", ["cases without a name"])))
         found = f"{error} on {', '.join(cases)}"
         if self.on_non_finite == "stop":
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{found}; look at these, then resume with --on_non_finite skip or --precision float32, or start over "
                 f"with a smaller --learning_rate"
             ) from error
         if self.skipped == MOST_SKIPPED:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{found}, as in {MOST_SKIPPED} batches in a row; resume with --precision float32, or start over with "
                 f"a smaller --learning_rate"
             ) from error
@@ -168,7 +169,7 @@ def step(loss: torch.Tensor, optimizer: Optimizer, scaler: torch.amp.GradScaler)
     norm = gradient_norm([] if scaler.is_enabled() else parameters)
     if not torch.isfinite(total + norm):  # one look at both: each look makes the CPU wait for the GPU
         kind, value = ("gradient", norm) if torch.isfinite(total) else ("loss", total)
-        raise FloatingPointError(f"the {kind} became {value.item()}")
+        raise NotFinite(f"the {kind} became {value.item()}")
     if any(parameter.grad is not None for parameter in parameters):
         scaler.step(optimizer)
         scaler.update()
@@ -229,7 +230,7 @@ def constant_then_linear(optimizer: Optimizer, epochs: int, constant_epochs: int
         ValueError: ``constant_epochs`` is negative or exceeds ``epochs``.
     """
     if not 0 <= constant_epochs <= epochs:
-        raise ValueError(f"constant_epochs is {constant_epochs}; give a number from 0 to epochs, {epochs}")
+        raise UserError(f"constant_epochs is {constant_epochs}; give a number from 0 to epochs, {epochs}")
     decay_epochs = max(epochs - constant_epochs, 1)
     return LambdaLR(optimizer, lambda epoch: min(1.0, max(0.0, (epochs - epoch) / decay_epochs)))
 
@@ -249,7 +250,7 @@ def averaged(network: nn.Module, share: float) -> AveragedModel | None:
         ValueError: ``share`` lies outside 0 to 1.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"averaging is {share}; give a share of the steps from 0, none, to 1")
+        raise UserError(f"averaging is {share}; give a share of the steps from 0, none, to 1")
 
     def follow(average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         return average + (value - average) / (share * (steps + 1)).clamp(min=1)

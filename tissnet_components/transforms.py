@@ -9,6 +9,7 @@ from monai.config import KeysCollection
 from monai.data import Dataset
 from monai.transforms import GaussianSmooth, Invertd, MapTransform, Randomizable, RandomizableTransform, Transform
 
+from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
 from tissnet_components.scans.brain import find_brain
 
@@ -58,7 +59,7 @@ class AbsoluteDifferenced(MapTransform):
     def __init__(self, keys: KeysCollection, output_key: str) -> None:
         super().__init__(keys)
         if len(self.keys) != 2:
-            raise ValueError(f"AbsoluteDifferenced compares two keys, got {self.keys}")
+            raise UserError(f"AbsoluteDifferenced compares two keys, got {self.keys}")
         self.output_key = output_key
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:

@@ -9,6 +9,8 @@ from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 from torch.nn import functional as F
 
+from tissnet_components.errors import UserError
+
 PLANAR_LEVELS = 2
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 FOREGROUND_PRIOR = 0.1
@@ -72,7 +74,7 @@ class UpBlock(nn.Module):
             interpolation = nn.Upsample(scale_factor=scale, mode="trilinear", align_corners=False)
             self.up = nn.Sequential(nn.Conv3d(in_channels, skip_channels, 1), interpolation)
         else:
-            raise ValueError(f"unknown upsampling {upsampling!r}; known: 'interpolation', 'transposed'")
+            raise UserError(f"unknown upsampling {upsampling!r}; known: 'interpolation', 'transposed'")
         self.convolve = ConvBlock(2 * skip_channels, skip_channels, planar, norm=norm)
 
     def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
@@ -104,7 +106,7 @@ class Encoder25D(nn.Module):
     ) -> None:
         super().__init__()
         if len(dropout) != len(widths):
-            raise ValueError(f"dropout has {len(dropout)} values for {len(widths)} widths; give one per level")
+            raise UserError(f"dropout has {len(dropout)} values for {len(widths)} widths; give one per level")
         channels = [in_channels, *widths]
         self.levels = nn.ModuleList(
             ConvBlock(channels[level], channels[level + 1], level < PLANAR_LEVELS, dropout[level], norm)
@@ -143,7 +145,7 @@ class Decoder25D(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; known: {sorted(ACTIVATIONS)}")
+            raise UserError(f"unknown activation {activation!r}; known: {sorted(ACTIVATIONS)}")
         self.levels = nn.ModuleList(
             UpBlock(widths[level + 1], widths[level], level < PLANAR_LEVELS, upsampling, norm)
             for level in reversed(range(len(widths) - 1))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tissnet_components.errors import FileMissing, UserError
 from tissnet_components.files import whole, write_whole
 
 
@@ -32,7 +33,7 @@ def load_weights(
         ValueError: the file is not a state dict, does not fit the network, or was trained on other images.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no weights at {path}: {missing}")
+        raise FileMissing(f"no weights at {path}: {missing}")
     check_image_settings(path, image_settings or {})
     state = read_state(path)
     check_weights_fit(network, state, path)
@@ -56,7 +57,7 @@ def read_image_settings(weights: str | Path, default: Mapping[str, Any]) -> dict
         told = None
     lists = told.values() if isinstance(told, dict) else [None]
     if not all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in lists):
-        raise ValueError(f"{path} does not tell how images were prepared for {weights}: copy it again, or remove it")
+        raise UserError(f"{path} does not tell how images were prepared for {weights}: copy it again, or remove it")
     return {**default, **told}
 
 
@@ -67,7 +68,7 @@ def check_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> No
     """
     for name, trained in read_image_settings(weights, settings).items():
         if name in settings and list(settings[name]) != list(trained):
-            raise ValueError(
+            raise UserError(
                 f"{weights} was trained with {name} {trained} (says the .json beside it), and this run uses "
                 f"{list(settings[name])}; give --{name} '{json.dumps(trained)}', or the configs of its training"
             )
@@ -82,9 +83,9 @@ def read_state(path: str | Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make torch's restricted unpickler raise almost anything
-        raise ValueError(f"{path} is not a file of PyTorch weights ({type(error).__name__}): copy it again") from error
+        raise UserError(f"{path} is not a file of PyTorch weights ({type(error).__name__}): copy it again") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict; save network.state_dict()")
+        raise UserError(f"{path} holds a {type(state).__name__}, not a state dict; save network.state_dict()")
     return state
 
 
@@ -117,13 +118,13 @@ def compact(weights: Path, out: Path) -> None:
     """
     state = read_state(weights)
     if others := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(
+        raise UserError(
             f"{weights} holds {others[0]!r}, which is no tensor; give the weights, not what resumes a training"
         )
     state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     overflown = [name for name, value in state.items() if not value.isfinite().all()]
     if overflown:
-        raise ValueError(f"{overflown[0]} of {weights} does not fit half precision; ship the weights as they are")
+        raise UserError(f"{overflown[0]} of {weights} does not fit half precision; ship the weights as they are")
     stored = io.BytesIO()
     torch.save(state, stored)
     with whole(out) as unfinished, zipfile.ZipFile(stored) as plain, zipfile.ZipFile(unfinished, "w") as dense:
@@ -140,7 +141,7 @@ def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: 
     found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{path} does not fit the configured network: {name} is {found.get(name, 'absent')} in the file and "
                 f"{expected.get(name, 'absent')} in the network; use the `widths` (or configs/wide.json), "
                 f"`source_modalities` and `upsampling` it was trained with"

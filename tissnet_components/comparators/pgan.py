@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tissnet_components.errors import FileMissing
 from tissnet_components.losses import WeightedTerms, fool
 from tissnet_components.patchgan import discriminate
 from tissnet_components.weights import check_weights_fit, read_state
@@ -38,7 +39,7 @@ def load_vgg16_features(weights: str) -> nn.Sequential:
     if weights == UNTRAINED:
         return features
     if not Path(weights).is_file():
-        raise FileNotFoundError(
+        raise FileMissing(
             f"no VGG16 weights at {weights}: put torchvision's vgg16-397923af.pth there or give --vgg_weights; "
             f"--vgg_weights {UNTRAINED} takes random ones, which is not what PGAN's authors did"
         )

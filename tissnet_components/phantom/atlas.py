@@ -15,6 +15,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from tissnet_components.errors import PackageMissing
+
 FIELD_OF_VIEW_MM = (240, 240, 155)
 BRAIN_CENTRE_MM = (119, 134, 73)  # where the brain's centre of mass lies in BraTS volumes
 ATLAS_ORIGIN = (98, 134, 72)  # atlas voxel at the anterior commissure
@@ -91,7 +93,7 @@ def load_atlas() -> Atlas:
     try:
         from nilearn import datasets as nilearn
     except ImportError as error:
-        raise ImportError(
+        raise PackageMissing(
             "a simulated cohort takes its anatomy from nilearn, which is not installed; "
             "run: pip install tissnet-components[demo]"
         ) from error

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import to_json, whole_folder, write_whole
 from tissnet_components.phantom.atlas import load_atlas
 from tissnet_components.phantom.glioma import glioma_patient
@@ -117,7 +118,7 @@ def phantom(
         write_all(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
         return write_whole(folder / "datalist.json", to_json(datalist(task, cases, seed)))
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
 
 
 def check_arguments(
@@ -130,21 +131,21 @@ def check_arguments(
     variety: float,
 ) -> None:
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {sorted(TASKS)}")
+        raise UserError(f"unknown task {task!r}; known: {sorted(TASKS)}")
     least = {"cases": (cases, 3), "seed": (seed, 0), "workers": (1 if workers is None else workers, 1)}
     for name, (value, minimum) in least.items():
         if type(value) is not int or value < minimum:
-            raise ValueError(f"{name} is {value!r}, expected an integer of at least {minimum}")
+            raise UserError(f"{name} is {value!r}, expected an integer of at least {minimum}")
     if task == "vs" and spacing is not None:
-        raise ValueError("task vs always has voxels of 0.41 x 0.41 x 1.5 mm; leave out --spacing")
+        raise UserError("task vs always has voxels of 0.41 x 0.41 x 1.5 mm; leave out --spacing")
     if task != "vs" and contours is not None:
-        raise ValueError(f"contours shape the tumors of task vs, not those of {task}; leave out --contours")
+        raise UserError(f"contours shape the tumors of task vs, not those of {task}; leave out --contours")
     if not (isinstance(variety, (int, float)) and 0 <= variety <= 1):
-        raise ValueError(f"variety is {variety!r}, expected the share of varied patients, 0 to 1")
+        raise UserError(f"variety is {variety!r}, expected the share of varied patients, 0 to 1")
     if task != "vs" and variety:
-        raise ValueError(f"variety is of task vs, not of {task}; leave out --variety")
+        raise UserError(f"variety is of task vs, not of {task}; leave out --variety")
     if spacing is not None and not (isinstance(spacing, (int, float)) and 0.5 <= spacing <= 6):
-        raise ValueError(f"spacing is {spacing!r}, expected a voxel size between 0.5 and 6 mm")
+        raise UserError(f"spacing is {spacing!r}, expected a voxel size between 0.5 and 6 mm")
 
 
 def describe(task: str, seed: int, voxel_mm: tuple[float, ...], tumors: list[Contours], variety: float = 0) -> dict:
@@ -178,7 +179,7 @@ def claim_folder(folder: Path, description: dict) -> None:
     file = folder / "dataset_description.json"
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists() and file.read_bytes() != to_json(description):
-        raise ValueError(f"{file} differs in task, seed, spacing, contours, variety or version; choose another --out")
+        raise UserError(f"{file} differs in task, seed, spacing, contours, variety or version; choose another --out")
     write_whole(file, to_json(description))
 
 

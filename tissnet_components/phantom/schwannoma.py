@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, ndimage
 
-from tissnet_components.errors import BadCase
+from tissnet_components.errors import BadCase, UserError
 from tissnet_components.phantom.atlas import ATLAS_PER_BRAIN
 from tissnet_components.phantom.glioma import Site, push_aside, radius_of
 from tissnet_components.phantom.physics import (
@@ -194,7 +194,7 @@ def tumor_contours(folder: Path) -> list[Contours]:
         with suppress(BadCase):
             tumors.append(read_contours(file))
     if not tumors:
-        raise ValueError(f"{folder} holds no contours of a tumor; expected the contours of Vestibular-Schwannoma-SEG")
+        raise UserError(f"{folder} holds no contours of a tumor; expected the contours of Vestibular-Schwannoma-SEG")
     return tumors
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tissnet_components.errors import BadCase
+from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import existing_folder, whole
 from tissnet_components.prepare.decathlon import DECATHLON, unpack_decathlon
 from tissnet_components.prepare.outcome import (
@@ -76,7 +76,7 @@ def prepare_brats(
     skipped = unnamed | failed
     print_skipped(skipped, folder)
     if not good:
-        raise ValueError(f"none of the {len(skipped)} cases in {folder} is usable, see the reasons above")
+        raise UserError(f"none of the {len(skipped)} cases in {folder} is usable, see the reasons above")
     names = [entry["case"] for entry in good]
     patient_of = read_patients(patients, names) if patients else patients_of(names)
     sections = split_cases(names, seed, patients=patient_of) if assigned is None else by_section(assigned, names)
@@ -95,11 +95,9 @@ def _chosen_sources(source: str | Sequence[str] | None, target: str) -> list[str
         chosen = [part.strip() for part in source.split(",")] if isinstance(source, str) else list(source)
     unknown = [modality for modality in (*chosen, target) if modality not in MODALITIES]
     if unknown:
-        raise ValueError(f"unknown modality {unknown[0]!r}; known: {', '.join(MODALITIES)}")
+        raise UserError(f"unknown modality {unknown[0]!r}; known: {', '.join(MODALITIES)}")
     if not chosen or target in chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(
-            f"sources {chosen} for target {target!r}: name each source once, and the target not among them"
-        )
+        raise UserError(f"sources {chosen} for target {target!r}: name each source once, and the target not among them")
     return chosen
 
 
@@ -111,7 +109,7 @@ def _discover(root: Path, beside: Path, workers: int | None) -> tuple[dict[str, 
     else:
         found, skipped = unambiguous(candidates_below(root))
     if not found and not skipped:
-        raise ValueError(
+        raise UserError(
             f"{root} holds no BraTS case: expected files called like BraTS20_Training_001_t1ce.nii.gz or "
             f"BraTS-GLI-00000-000-t1c.nii.gz, or the Decathlon's {DECATHLON}; give the unpacked download"
         )

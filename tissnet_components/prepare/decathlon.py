@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 from tqdm import tqdm
 
-from tissnet_components.errors import BadCase
+from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import whole
 from tissnet_components.prepare.outcome import UNLABELLED
 from tissnet_components.scans.nifti import check_readable, nifti_files
@@ -48,7 +48,7 @@ def _decathlon_order(dataset_json: Path) -> tuple[str, ...]:
         channels = json.loads(dataset_json.read_text(encoding="utf-8"))["modality"]
         order = tuple(DECATHLON_NAMES[channels[str(index)].lower()] for index in range(len(channels)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{dataset_json} does not give the modalities as 0: FLAIR, 1: T1w, 2: t1gd, 3: T2w in some order "
             f"({error!r}); restore the file, or remove it for that order"
         ) from error

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from tissnet_components.errors import UserError
 from tissnet_components.scans.splits import applied_rules
 
 UNLABELLED = "no seg file, as in the challenge's validation and test sets"
@@ -25,7 +26,7 @@ def set_apart_unnamed(
     """
     unknown = sorted(set(assigned) - set(found) - set(failed))
     if split and unknown:
-        raise ValueError(
+        raise UserError(
             f"{split} names {len(unknown)} cases that were not found, first {unknown[0]}; correct the names"
         )
     by = Path(split).name if split else "the collection's own split"
@@ -41,28 +42,28 @@ def checked_workers(workers: int | None) -> int:
     if workers is None:
         return min(8, os.cpu_count() or 1)
     if type(workers) is not int or workers < 1:
-        raise ValueError(f"workers is {workers!r}, expected an integer of at least 1")
+        raise UserError(f"workers is {workers!r}, expected an integer of at least 1")
     return workers
 
 
 def writable(out: str | Path) -> Path:
     path = Path(abspath(out))
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder; give the file to write, for example --out {path / 'datalist.json'}")
+        raise UserError(f"{path} is a folder; give the file to write, for example --out {path / 'datalist.json'}")
     probe = path.with_name(f".{os.getpid()}_probe")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
     return path
 
 
 def refuse_failed(failed: Mapping[str, str], good: int) -> None:
     """After the datalist of the good cases is written: raise ValueError if others failed."""
     if failed:
-        raise ValueError(f"{len(failed)} of {len(failed) + good} cases are not in the datalist, see the reasons above")
+        raise UserError(f"{len(failed)} of {len(failed) + good} cases are not in the datalist, see the reasons above")
 
 
 def print_skipped(skipped: Mapping[str, str], root: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
-from tissnet_components.errors import BadCase
+from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import existing_folder, files_below, to_json, whole_folder, write_whole
 from tissnet_components.prepare.contours import move, read_contours, read_rtstruct, referenced_series, tumor_mask
 from tissnet_components.prepare.outcome import (
@@ -92,7 +92,7 @@ def prepare_vs(
     print_skipped(skipped, folder)
     done = {name: assigned[name] for name in found if name not in failed}
     if not done:
-        raise ValueError(f"none of the {len(skipped)} patients in {folder} could be converted, see the reasons above")
+        raise UserError(f"none of the {len(skipped)} patients in {folder} could be converted, see the reasons above")
     by_section = {section: [name for name in done if done[name] == section] for section in SECTIONS}
     write_whole(datalist, to_json(_datalist(by_section, Path(split).name if split else "TCIA")))
     print_summary(datalist, by_section, ["t2"], "t1ce", len(skipped))
@@ -121,7 +121,7 @@ def find_patients(root: Path) -> dict[str, Found]:
         kind = "rtstruct" if series.modality == "RTSTRUCT" else series.modality
         found[patient_name(series.patient) or series.patient][kind].append(series)
     if not found:
-        raise ValueError(f"{root} holds no scan of Vestibular-Schwannoma-SEG; give the folder of TCIA's download")
+        raise UserError(f"{root} holds no scan of Vestibular-Schwannoma-SEG; give the folder of TCIA's download")
     return {name: dict(kinds) for name, kinds in sorted(found.items())}
 
 
@@ -341,7 +341,7 @@ def _parse_structures(structures: str | Sequence[str] | None) -> dict[str, str]:
         part for part, (patient, _, name) in zip(parts, pairs, strict=True) if not (patient_name(patient) and name)
     ]
     if wrong:
-        raise ValueError(f"--structures has {wrong[0]!r}, expected PATIENT=NAME, for example VS-SEG-063=Men")
+        raise UserError(f"--structures has {wrong[0]!r}, expected PATIENT=NAME, for example VS-SEG-063=Men")
     return {patient_name(patient): name.strip() for patient, _, name in pairs}
 
 

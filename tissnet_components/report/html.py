@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from tissnet_components.errors import PackageMissing, UserError
 from tissnet_components.files import files_below, write_whole
 from tissnet_components.report import formats, plots
 from tissnet_components.report.by_case import QUALITY, case_by_case_table, quality_table
@@ -92,16 +93,16 @@ def report(
     """
     roots = [Path(root) for root in ([runs] if isinstance(runs, str | Path) else runs)]
     if absent := [root for root in roots if not os.path.isdir(root)]:
-        raise ValueError(f"{absent[0]} is not a folder: give the one that holds the evaluations (with --runs)")
+        raise UserError(f"{absent[0]} is not a folder: give the one that holds the evaluations (with --runs)")
     found = _read(roots)
     overviews = sorted(path for root in roots for path in files_below(root) if path.name.endswith("_overview.png"))
     if not found and not overviews:
-        raise ValueError(f"nothing to report below {', '.join(map(str, roots))}: no cases.csv; evaluate a bundle first")
+        raise UserError(f"nothing to report below {', '.join(map(str, roots))}: no cases.csv; evaluate a bundle first")
     home = next((root for root in roots if study_of(root)), roots[0])
     study = study_of(home)
     names = list(dict.fromkeys([*study.get("runs", {}), *found]))
     if reference and reference not in found:
-        raise ValueError(f"there is no evaluation of {reference!r} to compare with; there are {list(found)}")
+        raise UserError(f"there is no evaluation of {reference!r} to compare with; there are {list(found)}")
     wanted = study.get("report", {})
     check_report(wanted, evaluated(study))
     layouts = layouts_of(wanted, names, found, reference) if found else []
@@ -128,7 +129,7 @@ def _read(roots: Sequence[Path]) -> dict[str, Run]:
     for root in roots:
         runs = read_runs(root)
         if doubled := sorted(set(found) & set(runs)):
-            raise ValueError(f"two runs are called {doubled[0]!r}, one of them in {root}: rename its folder")
+            raise UserError(f"two runs are called {doubled[0]!r}, one of them in {root}: rename its folder")
         found |= runs
     return found
 
@@ -252,7 +253,7 @@ def _template():
     try:
         import jinja2
     except ImportError as missing:
-        raise ImportError("the report needs jinja2: pip install 'tissnet-components[report]'") from missing
+        raise PackageMissing("the report needs jinja2: pip install 'tissnet-components[report]'") from missing
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html")

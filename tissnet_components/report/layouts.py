@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tissnet_components.errors import UserError
 from tissnet_components.metrics import SEGMENTATIONS
 from tissnet_components.report.plots import stage
 from tissnet_components.report.runs import Run
@@ -84,7 +85,7 @@ def pictured(wanted: Mapping, runs: Mapping[str, Run]) -> list[dict]:
             found.append({"contours": True, "zoom": False, **chosen, **entry, "rows": rows})
             if unknown := [case for case in found[-1]["cases"] if case not in runs[present[-1]].cases]:
                 where = f"figure {entry['title']!r} asks for the case {unknown[0]!r}"
-                raise ValueError(f"{where}, which {present[-1]} did not test; name others, or none for typical ones")
+                raise UserError(f"{where}, which {present[-1]} did not test; name others, or none for typical ones")
     return found
 
 
@@ -108,7 +109,7 @@ def slices_of(figure: Mapping, runs: Mapping[str, Run]) -> dict[str, dict[str, M
             return dict(np.load(slice_file(runs[name], case)))
         except Exception as reason:  # numpy, zipfile and zlib raise half a dozen types; to the user each means the same
             file = slice_file(runs[name], case)
-            raise ValueError(f"{file} cannot be read ({type(reason).__name__}): evaluate {name} again") from reason
+            raise UserError(f"{file} cannot be read ({type(reason).__name__}): evaluate {name} again") from reason
 
     return {case: {title: load(name, case) for name, title in figure["rows"].items()} for case in figure["cases"]}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import digest, files_below
 from tissnet_components.report import slug
 
@@ -75,7 +76,7 @@ def study_of(root: Path) -> dict:
         return {}
     content = read_json(file)
     if not _is_study(content):
-        raise ValueError(f"{file} is not what a study leaves: run the study again, or remove it")
+        raise UserError(f"{file} is not what a study leaves: run the study again, or remove it")
     return content
 
 
@@ -124,7 +125,7 @@ def _records(files: Iterable[Path]) -> list[dict]:
     records = {file: read_json(file) for file in sorted(files)}
     for file, record in records.items():
         if not isinstance(record, dict) or not set(RECORD) <= set(record):
-            raise ValueError(f"{file} does not hold {', '.join(RECORD)}: run the study again, or remove the file")
+            raise UserError(f"{file} does not hold {', '.join(RECORD)}: run the study again, or remove the file")
     return list(records.values())
 
 
@@ -200,7 +201,7 @@ def read_json(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as reason:
-        raise ValueError(f"{file} cannot be read as JSON ({reason}): mend or remove it") from reason
+        raise UserError(f"{file} cannot be read as JSON ({reason}): mend or remove it") from reason
 
 
 def _run(name: str, places: Sequence[Path]) -> Run:
@@ -209,7 +210,7 @@ def _run(name: str, places: Sequence[Path]) -> Run:
         for row in _read_csv(place / "cases.csv", ("protocol", "case")):
             case = row.pop("case")
             if case in cases:
-                raise ValueError(f"{name} holds the case {case} twice: in {folders[case].parent} and {place}; keep one")
+                raise UserError(f"{name} holds the case {case} twice: in {folders[case].parent} and {place}; keep one")
             protocols.add(row.pop("protocol"))
             cases[case] = {metric: _number(cell, place / "cases.csv") for metric, cell in row.items()}
             _check_dice(cases[case], case, place / "cases.csv")
@@ -221,7 +222,7 @@ def _run(name: str, places: Sequence[Path]) -> Run:
         learning += [_learning(log) for log in sorted(place.glob("training/*_tensorboard"))]
     if len(protocols) != 1:
         found = f"the protocols {sorted(protocols)}" if protocols else "no case"
-        raise ValueError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
+        raise UserError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
     return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), learning, untested)
 
 
@@ -265,7 +266,7 @@ def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
 def _check_dice(values: Mapping[str, float], case: str, file: Path) -> None:
     for metric, value in values.items():
         if metric.endswith("dice") and (value < 0 or value > 1):
-            raise ValueError(f"{file} holds the {metric} {value} of {case}, expected 0 to 1: evaluate again")
+            raise UserError(f"{file} holds the {metric} {value} of {case}, expected 0 to 1: evaluate again")
 
 
 def _calibration(file: Path, tested: set[str]) -> np.ndarray:
@@ -273,10 +274,10 @@ def _calibration(file: Path, tested: set[str]) -> np.ndarray:
     for row in _read_csv(file, ("case", *CALIBRATION)):
         cases.setdefault(row["case"], []).append([_number(row[name], file) for name in CALIBRATION])
     if others := sorted(set(cases) ^ tested):
-        raise ValueError(f"{file} holds other cases than cases.csv ({listed(others)}): evaluate again")
+        raise UserError(f"{file} holds other cases than cases.csv ({listed(others)}): evaluate again")
     tables = [np.array(table) for table in cases.values()]
     if not tables or len({table.shape for table in tables}) > 1:
-        raise ValueError(f"{file} does not hold the same bins for every case: evaluate again")
+        raise UserError(f"{file} does not hold the same bins for every case: evaluate again")
     return sum_calibrations(tables)
 
 
@@ -286,11 +287,11 @@ def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             table = csv.DictReader(text)
             header, rows = table.fieldnames or [], list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as reason:
-        raise ValueError(f"{file} cannot be read ({reason}): evaluate again") from reason
+        raise UserError(f"{file} cannot be read ({reason}): evaluate again") from reason
     if missing := [column for column in columns if column not in header]:
-        raise ValueError(f"{file} has no column {missing}, found {header}: evaluate again")
+        raise UserError(f"{file} has no column {missing}, found {header}: evaluate again")
     if any(None in row or None in row.values() for row in rows):
-        raise ValueError(f"{file} has rows that are longer or shorter than its header: evaluate again")
+        raise UserError(f"{file} has rows that are longer or shorter than its header: evaluate again")
     return rows
 
 
@@ -298,7 +299,7 @@ def _number(cell: str, file: Path) -> float:
     try:
         return float(cell) if cell else math.nan
     except ValueError as reason:
-        raise ValueError(f"{file} holds {cell!r} where a number belongs: evaluate again") from reason
+        raise UserError(f"{file} holds {cell!r} where a number belongs: evaluate again") from reason
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

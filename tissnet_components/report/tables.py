@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from tissnet_components.errors import UserError
 from tissnet_components.metrics import SEGMENTATIONS, SSIM_SIGMA, SSIM_WINDOW
 from tissnet_components.report.runs import Run
 from tissnet_components.report.statistics import RESAMPLES, Comparison, compare, holm
@@ -106,15 +107,15 @@ class Layout:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.metrics if name not in METRICS]:
-            raise ValueError(f"table {self.title!r} has the unknown metric {unknown[0]!r}; known: {list(METRICS)}")
+            raise UserError(f"table {self.title!r} has the unknown metric {unknown[0]!r}; known: {list(METRICS)}")
         for row, description in self.rows.items():
             if stage_of(row) not in SEGMENTATIONS.values():
-                raise ValueError(f"row {row!r} of table {self.title!r}: the stages are {list(SEGMENTATIONS.values())}")
+                raise UserError(f"row {row!r} of table {self.title!r}: the stages are {list(SEGMENTATIONS.values())}")
             if not isinstance(description, list) or len(description) != len(self.head):
-                raise ValueError(f"row {row!r} of table {self.title!r} needs {len(self.head)} texts, got {description}")
+                raise UserError(f"row {row!r} of table {self.title!r} needs {len(self.head)} texts, got {description}")
         for row in [*([self.reference] if self.reference else []), *self.unranked]:
             if row not in self.rows:
-                raise ValueError(f"table {self.title!r} has no row {row!r}; it has {list(self.rows)}")
+                raise UserError(f"table {self.title!r} has no row {row!r}; it has {list(self.rows)}")
 
 
 def run_of(row: str) -> str:

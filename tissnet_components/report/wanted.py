@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from tissnet_components.errors import UserError
 from tissnet_components.report.plots import QUALITIES
 from tissnet_components.report.tables import Layout, run_of
 
@@ -54,7 +55,7 @@ def check_report(wanted: Mapping, rows: Sequence[str]) -> None:
     for curve in wanted.get("curves", []):
         if texts := [row for row, value in curve["rows"].items() if not isinstance(value, int | float)]:
             found = f"a number for {texts[0]!r}, not {curve['rows'][texts[0]]!r}"
-            raise ValueError(f"report's curve {curve['x']!r} needs {found}: the value of the parameter")
+            raise UserError(f"report's curve {curve['x']!r} needs {found}: the value of the parameter")
     for entry in wanted.get("tables", []):
         named += [(layout.title, run_of(row)) for layout in [layout_of(entry)] for row in layout.rows]
     if wanted.get("reference"):
@@ -62,7 +63,7 @@ def check_report(wanted: Mapping, rows: Sequence[str]) -> None:
     for where, name in named:
         if name not in rows:
             absent = "which the study does not have, or not evaluate"
-            raise ValueError(f"report asks in {where} for the row {name!r}, {absent}: {[*rows]}")
+            raise UserError(f"report asks in {where} for the row {name!r}, {absent}: {[*rows]}")
 
 
 def layout_of(entry: Mapping) -> Layout:
@@ -83,14 +84,14 @@ def check_keys(given: object, known: Mapping[str, type], where: str, required: S
         ValueError: one sentence.
     """
     if not isinstance(given, dict):
-        raise ValueError(f"{where} is a {type(given).__name__}, expected an object; docs/guide/study.md shows one")
+        raise UserError(f"{where} is a {type(given).__name__}, expected an object; docs/guide/study.md shows one")
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
+        raise UserError(f"{where} has the unknown key {unknown[0]!r}; known: {', '.join(known)}")
     if missing := [key for key in required if key not in given]:
-        raise ValueError(f"{where} lacks {missing[0]!r}; it has {list(given)}")
+        raise UserError(f"{where} lacks {missing[0]!r}; it has {list(given)}")
     for key, value in given.items():
         if not _is_of(value, known[key]):
-            raise ValueError(
+            raise UserError(
                 f"{key!r} of {where} is {value!r}, expected {KINDS[known[key]]}; docs/guide/study.md shows one"
             )
 

@@ -13,6 +13,7 @@ from monai.data.utils import affine_to_spacing
 from rich.console import Console
 from rich.table import Table
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import write_whole
 from tissnet_components.metrics import MEANS, SEGMENTATIONS, case_metrics, error_calibration
 
@@ -98,7 +99,7 @@ class CaseTable:
         try:
             return case_metrics(maps, item.get(self.target_key), label, tuple(affine_to_spacing(label.affine).tolist()))
         except ValueError as reason:
-            raise ValueError(f"case {item['case']}: {reason}") from reason
+            raise UserError(f"case {item['case']}: {reason}") from reason
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:

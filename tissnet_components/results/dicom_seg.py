@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tissnet_components.errors import BadCase
+from tissnet_components.errors import BadCase, PackageMissing, UserError
 from tissnet_components.files import write_whole
 from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom, quietly
 
@@ -117,7 +117,7 @@ def import_highdicom() -> ModuleType:
     try:
         import highdicom
     except ImportError as error:
-        raise ImportError('DICOM SEG needs highdicom, which is not installed; pip install -e ".[dicom]"') from error
+        raise PackageMissing('DICOM SEG needs highdicom, which is not installed; pip install -e ".[dicom]"') from error
     return highdicom
 
 
@@ -264,7 +264,7 @@ def _well_formed(tag: str, given: Any) -> str:
     if tag == "PatientSex":
         text = SEXES[text.strip().upper()]
     if isinstance(given, MultiValue) or not text.isprintable() or "\ufffd" in text:
-        raise ValueError(f"{tag} is more than one value, or of an unknown character set")
+        raise UserError(f"{tag} is more than one value, or of an unknown character set")
     validate_value(kind, text, config.RAISE)
     if kind == "PN":
         import_highdicom().valuerep.check_person_name(text)

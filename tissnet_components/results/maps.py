@@ -11,6 +11,7 @@ from monai.config import DtypeLike, KeysCollection, NdarrayOrTensor
 from monai.data import NibabelWriter
 from monai.transforms import SaveImaged
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import whole
 from tissnet_components.results.overview import overview, save_slices
 from tissnet_components.scans.nifti import is_nifti
@@ -30,7 +31,7 @@ def refuse_foreign(file: str | os.PathLike) -> None:
     except Exception:  # nibabel raises a dozen types; whatever it is, it is not ours
         description = b""
     if description != MARK:
-        raise ValueError(f"{file} is there and is no result of TISS-Net; give another folder for the results")
+        raise UserError(f"{file} is there and is no result of TISS-Net; give another folder for the results")
 
 
 class WholeFileWriter(NibabelWriter):
@@ -90,9 +91,9 @@ class SaveImageCased(SaveImaged):
             return super().__call__(data)
         except RuntimeError as error:  # MONAI 1.6 says that no writer suits, and then, as text, what the writer raised
             kind, _, reason = str(error).strip().splitlines()[-1].partition(": ")
-            if kind != "ValueError":
+            if kind.rpartition(".")[2] != UserError.__name__:
                 raise
-            raise ValueError(reason) from error
+            raise UserError(reason) from error
 
 
 class SaveImageOverviewd(SaveImaged):

@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import write_whole
 
 CONTRASTS = {"t1": "T1", "t1ce": "contrast-enhanced T1", "t2": "T2", "flair": "FLAIR"}
@@ -90,7 +91,7 @@ def axial_slices(
     index = _tumor_slice(volumes) if slice_index is None else slice_index
     depth = next(iter(volumes.values())).shape[-1]
     if not 0 <= index < depth:
-        raise ValueError(f"slice {index} does not exist: the volume has {depth} axial slices, 0 to {depth - 1}")
+        raise UserError(f"slice {index} does not exist: the volume has {depth} axial slices, 0 to {depth - 1}")
     return {name: np.moveaxis(volume[..., index], 1, -1) for name, volume in volumes.items()}, index
 
 
@@ -106,13 +107,13 @@ def save_slices(maps: dict[str, np.ndarray], path: str | Path, affine: np.ndarra
 def _as_volumes(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     known = [*IMAGES, *PROBABILITIES, *MASKS]
     if unknown := sorted(set(maps) - set(known)):
-        raise ValueError(f"unknown maps {unknown}; known: {known}")
+        raise UserError(f"unknown maps {unknown}; known: {known}")
     if not maps:
-        raise ValueError(f"no maps to draw; give at least one of {known}")
+        raise UserError(f"no maps to draw; give at least one of {known}")
     arrays = {name: np.asarray(array) for name, array in maps.items()}
     volumes = {name: array[None] if array.ndim == 3 else array for name, array in arrays.items()}
     if len({volume.shape[1:] for volume in volumes.values()}) > 1:
-        raise ValueError(f"maps of one case need one grid, got { ({n: v.shape for n, v in volumes.items()}) }")
+        raise UserError(f"maps of one case need one grid, got { ({n: v.shape for n, v in volumes.items()}) }")
     return volumes
 
 

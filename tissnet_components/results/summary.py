@@ -13,6 +13,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import write_whole
 from tissnet_components.metrics import dice, predicted_dice
 
@@ -95,7 +96,7 @@ class SaveImageSummaryd(SaveImaged):
     def __init__(self, keys: KeysCollection, output_dir: str, thresholds: Mapping[str, float]) -> None:
         super().__init__(keys, output_dir=output_dir)
         if set(thresholds) != THRESHOLDS:
-            raise ValueError(f"quality needs the thresholds {sorted(THRESHOLDS)}, got {sorted(thresholds)}")
+            raise UserError(f"quality needs the thresholds {sorted(THRESHOLDS)}, got {sorted(thresholds)}")
         self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

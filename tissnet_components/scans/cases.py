@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tissnet_components.errors import BadCase
+from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import user_path
 from tissnet_components.scans.datalist import FILE_KEYS, as_list, load_datalist
 from tissnet_components.scans.naming import check_case_name, doubled_file, find_candidates
@@ -49,7 +49,7 @@ class CheckedCases:
             if absent
         }
         if not self.good:
-            raise ValueError(f"none of the {len(cases)} cases can be run: {'; '.join(self.failed.values())}")
+            raise UserError(f"none of the {len(cases)} cases can be run: {'; '.join(self.failed.values())}")
 
 
 def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, section: str) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
         return load_datalist(datalist, section, modalities)
     found = find_candidates(user_path(dataset_dir), modalities)
     if not found:
-        raise ValueError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
+        raise UserError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
     return [_found(check_case_name(case, dataset_dir), files, modalities) for case, files in found.items()]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import user_path
 from tissnet_components.scans.naming import check_case_name
 from tissnet_components.scans.splits import SECTIONS, patients_of, refuse_leaks
@@ -34,14 +35,14 @@ def load_datalist(path: str | Path, section: str, sources: Sequence[str] | None 
     path = user_path(path)
     cases, named = read_datalist(path)
     if sources is not None and named is not None and not set(sources) <= set(named):
-        raise ValueError(
+        raise UserError(
             f"datalist {path} has the sources {list(named)}, expected {list(sources)}; set --source_modalities to the "
             f"former, or prepare the datalist again"
         )
     if not cases.get(section):
         problem = "an empty" if section in cases else "no"
         filled = {name: len(entries) for name, entries in cases.items() if entries}
-        raise ValueError(f"{path} has {problem} section '{section}'; it has {filled or 'no cases'}; prepare it again")
+        raise UserError(f"{path} has {problem} section '{section}'; it has {filled or 'no cases'}; prepare it again")
     refuse_leaks(
         {name: [entry["case"] for entry in entries] for name, entries in cases.items()},
         patients_in([entry for entries in cases.values() for entry in entries]),
@@ -75,7 +76,7 @@ def patients_in(cases: Sequence[Mapping]) -> dict[str, str]:
 def _chosen(case: Mapping, named: Sequence[str], sources: Sequence[str], path: str | Path) -> list[str]:
     """The files of the wanted sources among those of a case."""
     if len(case["image"]) != len(named):
-        raise ValueError(
+        raise UserError(
             f"datalist {path} names the sources {list(named)}, but {case['case']} has {len(case['image'])} images; "
             f"prepare it again"
         )
@@ -85,34 +86,34 @@ def _chosen(case: Mapping, named: Sequence[str], sources: Sequence[str], path: s
 def _read_sections(path: Path) -> tuple[dict[str, list], list[str] | None]:
     """The cases by section, and the names of the source contrasts if the datalist gives them."""
     if not os.path.isfile(path):
-        raise ValueError(
+        raise UserError(
             f"datalist {path} does not exist; write it with prepare_brats, prepare_vs or phantom of "
             f"`python -m tissnet_components`"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"datalist {path} is not valid JSON ({error}); prepare it again") from error
+        raise UserError(f"datalist {path} is not valid JSON ({error}); prepare it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"datalist {path} holds a {type(content).__name__}, expected sections {SECTIONS}")
+        raise UserError(f"datalist {path} holds a {type(content).__name__}, expected sections {SECTIONS}")
     sections = {name: content[name] for name in SECTIONS if name in content}
     wrong = [name for name, entries in sections.items() if not isinstance(entries, list)]
     if wrong:
-        raise ValueError(f"section '{wrong[0]}' of datalist {path} is no list of cases; prepare it again")
+        raise UserError(f"section '{wrong[0]}' of datalist {path} is no list of cases; prepare it again")
     named = content.get("sources")
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
-        raise ValueError(f"'sources' of datalist {path} is {named}, expected a list of names; prepare it again")
+        raise UserError(f"'sources' of datalist {path} is {named}, expected a list of names; prepare it again")
     return sections, named
 
 
 def _absolute(entry: dict, folder: Path, path: str | Path) -> dict:
     if not isinstance(entry, dict) or not entry.get("case") or not entry.get("image"):
-        raise ValueError(f"datalist {path} has the entry {entry}, expected at least 'case' and 'image'; add them")
+        raise UserError(f"datalist {path} has the entry {entry}, expected at least 'case' and 'image'; add them")
     check_case_name(entry["case"], f"datalist {path}")
     try:
         files = {key: [abspath(folder / user_path(file)) for file in as_list(entry.get(key))] for key in FILE_KEYS}
     except TypeError as error:
-        raise ValueError(f"datalist {path} has the entry {entry}, expected names of files; prepare it again") from error
+        raise UserError(f"datalist {path} has the entry {entry}, expected names of files; prepare it again") from error
     single = {key: files[key][0] for key in ("target", "label") if files[key]}
     return {**entry, "image": files["image"], **single}
 
@@ -120,7 +121,7 @@ def _absolute(entry: dict, folder: Path, path: str | Path) -> dict:
 def _refuse_twice(names: list[str], kind: str, path: str | Path) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"datalist {path} uses the {kind} {twice[0]} more than once ({len(twice)} such); remove it")
+        raise UserError(f"datalist {path} uses the {kind} {twice[0]} more than once ({len(twice)} such); remove it")
 
 
 def _files(case: Mapping) -> list[str]:

@@ -20,7 +20,7 @@ import itk
 import nibabel as nib
 import numpy as np
 
-from tissnet_components.errors import BadCase
+from tissnet_components.errors import BadCase, PackageMissing
 from tissnet_components.files import files_below
 from tissnet_components.scans.nifti import check_extent
 
@@ -159,7 +159,7 @@ def import_pydicom() -> ModuleType:
     try:
         import pydicom
     except ImportError as error:
-        raise ImportError('DICOM needs pydicom, which is not installed; pip install -e ".[dicom]"') from error
+        raise PackageMissing('DICOM needs pydicom, which is not installed; pip install -e ".[dicom]"') from error
     return pydicom
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from tissnet_components.errors import UserError
+
 SECTIONS = ("training", "validation", "test")
 PAPER_SPLIT = (258, 37, 74)  # of BraTS 2020's 369 patients: training, validation, test
 PATIENT_RULES = {  # how a case's name tells its patient, who may have been scanned several times; the first that fits
@@ -82,7 +84,7 @@ def refuse_leaks(sections: Mapping[str, Sequence[str]], patients: Mapping[str, s
         for case in cases:
             other, before = seen.setdefault(patients[case], (case, section))
             if before != section:
-                raise ValueError(
+                raise UserError(
                     f"{source} has {other} in {before} and {case} in {section}, which are scans of one patient, "
                     f"{patients[case]}; put them into one section, or name the patients (--patients, or a datalist's "
                     f"'patient')"
@@ -103,19 +105,19 @@ def read_split(path: str | Path) -> dict[str, str]:
             file.seek(0)
             rows = list(csv.DictReader(file, None if named else ["case", "split"], skipinitialspace=True))
     except (OSError, UnicodeError, csv.Error) as error:
-        raise ValueError(
+        raise UserError(
             f"split file {path} cannot be read ({error}); expected a CSV with columns case,split"
         ) from error
     assigned: dict[str, str] = {}
     for line, row in enumerate(rows, start=2 if named else 1):
         case, section = (row.get("case") or "").strip(), SPLIT_SYNONYMS.get((row.get("split") or "").strip().lower())
         if not case or not section:
-            raise ValueError(f"{path}, line {line}: got {row}, expected case,split with split one of {SECTIONS}")
+            raise UserError(f"{path}, line {line}: got {row}, expected case,split with split one of {SECTIONS}")
         if case in assigned:
-            raise ValueError(f"{path}, line {line}: case {case} is named a second time; keep one line per case")
+            raise UserError(f"{path}, line {line}: case {case} is named a second time; keep one line per case")
         assigned[case] = section
     if not assigned:
-        raise ValueError(f"split file {path} names no case; expected a CSV with columns case,split")
+        raise UserError(f"split file {path} names no case; expected a CSV with columns case,split")
     return assigned
 
 
@@ -129,7 +131,7 @@ def read_patients(path: str | Path, names: Sequence[str]) -> dict[str, str]:
         table = pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
         named = dict(zip(table["case"].str.strip(), table["patient"].str.strip(), strict=True))
     except (OSError, UnicodeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); expected a CSV with columns case,patient") from error
+        raise UserError(f"{path} cannot be read ({error}); expected a CSV with columns case,patient") from error
     return {**patients_of(names), **{case: patient for case, patient in named.items() if patient}}
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import to_json, write_whole
 from tissnet_components.scans.datalist import SECTIONS, patients_in, read_datalist
 
@@ -54,7 +55,7 @@ def write_folds(
     dealt = _dealt(patients, folds, groups)
     if folds < 2 or validation < 1 or not all(dealt) or len(patients) - max(map(len, dealt)) <= validation:
         found = f"{len(patients)} patients" + (f" in groups of one {groups!r}" if groups else "")
-        raise ValueError(f"{found} in {datalist} cannot give {folds} folds with {validation} for validation each")
+        raise UserError(f"{found} in {datalist} cannot give {folds} folds with {validation} for validation each")
     files = {}
     for fold, tested in enumerate(dealt):
         validated = random.Random(f"{seed} {fold}").sample(
@@ -84,7 +85,7 @@ def _group_of(name: str, groups: str) -> str:
     try:
         return re.search(groups, name)[0]
     except (re.error, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"'groups' of the study, {groups!r}, finds nothing in the name {name}; give a regular expression such as "
             f"'TCIA..'"
         ) from error
@@ -92,5 +93,5 @@ def _group_of(name: str, groups: str) -> str:
 
 def _write_unchanged(file: Path, content: dict) -> str:
     if file.is_file() and file.read_bytes() != to_json(content):
-        raise ValueError(f"{file} was made from another datalist, seed, number of folds or groups; give another --out")
+        raise UserError(f"{file} was made from another datalist, seed, number of folds or groups; give another --out")
     return str(write_whole(file, to_json(content)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
 
+from tissnet_components.errors import UserError
 from tissnet_components.files import to_json, user_path, write_whole
 from tissnet_components.report import slug
 from tissnet_components.report.wanted import check_keys, check_report, evaluated
@@ -85,7 +86,7 @@ def study(
     steps = chosen_steps(steps, only)
     for step in steps:
         if reason := refusal(step):
-            raise ValueError(f"{step.label} {reason}")
+            raise UserError(f"{step.label} {reason}")
     if dry_run:
         print_steps(steps)
         return
@@ -100,7 +101,7 @@ def study(
 def _chosen_folds(datalists: Mapping[str, str], fold: int | None) -> Mapping[str, str]:
     name = f"fold_{fold}"
     if fold is not None and name not in datalists:
-        raise ValueError(f"there is no fold {fold}; the study has {', '.join(filter(None, datalists)) or 'no folds'}")
+        raise UserError(f"there is no fold {fold}; the study has {', '.join(filter(None, datalists)) or 'no folds'}")
     return datalists if fold is None else {name: datalists[name]}
 
 
@@ -114,17 +115,17 @@ def read_study(file: str | Path, out: Path | None = None, dataset_dir: Path | No
     given = _read_with_base(file)
     given |= {key: abspath(value) for key, value in {"out": out, "dataset_dir": dataset_dir}.items() if value}
     if missing := [key for key in REQUIRED_KEYS if not given.get(key)]:
-        raise ValueError(f"study {file} lacks {', '.join(missing)}; docs/guide/study.md lists the keys")
+        raise UserError(f"study {file} lacks {', '.join(missing)}; docs/guide/study.md lists the keys")
     for row in given["rows"]:
         check_keys(row, {"name": str, "train": bool, "evaluate": bool} | ROW_KEYS, f"a row of study {file}")
     names = [slug(row.get("name", "")) for row in given["rows"]]
     if "" in names or len(set(names)) < len(names) or any(set(row["name"]) & set(",:") for row in given["rows"]):
-        raise ValueError(f"the rows of study {file} need different names, without comma and colon; found {names}")
+        raise UserError(f"the rows of study {file} need different names, without comma and colon; found {names}")
     if own := [name for name in names if OWN.fullmatch(name)]:
-        raise ValueError(f"study {file} calls a row {own[0]!r}, like a file of its own in 'out'; give it another name")
+        raise UserError(f"study {file} calls a row {own[0]!r}, like a file of its own in 'out'; give it another name")
     check_report(given.get("report", {}), evaluated(given))
     if not Path(given["bundle"], "configs", "train.json").is_file():
-        raise ValueError(f"{given['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
+        raise UserError(f"{given['bundle']} is not a bundle: it has no configs/train.json; mend 'bundle' in {file}")
     return {"title": file.stem, "seed": 0, "validation": 1, "folds": 0, "groups": "", "datalists": [], **given}
 
 
@@ -149,7 +150,7 @@ def chosen_steps(steps: Sequence[Step], only: str | Sequence[str] | None) -> lis
     wanted = [name.strip() for name in only.split(",")] if isinstance(only, str) else list(only or [])
     names = list(dict.fromkeys(step.row for step in steps))
     if unknown := [name for name in wanted if name not in names]:
-        raise ValueError(f"the study has no row {unknown[0]!r}; it has {names}")
+        raise UserError(f"the study has no row {unknown[0]!r}; it has {names}")
     return [step for step in steps if not wanted or step.row in wanted]
 
 
@@ -158,7 +159,7 @@ def check_options(content: Mapping, steps: Sequence[Step]) -> None:
     taken = {key for step in steps for key in step.settings}
     given = [*content.get("options", {}), *content.get("evaluation_options", {})]
     if steps and (unknown := [key for key in given if key not in taken]):
-        raise ValueError(f"no config of any row has the option {unknown[0]!r}; mend 'options' in the study")
+        raise UserError(f"no config of any row has the option {unknown[0]!r}; mend 'options' in the study")
 
 
 def check_weights(steps: Sequence[Step]) -> None:
@@ -166,7 +167,7 @@ def check_weights(steps: Sequence[Step]) -> None:
     trainings: dict[Path, Step] = {}
     for step in steps:
         if step.kind == "training" and (other := trainings.setdefault(step.weights, step)) is not step:
-            raise ValueError(
+            raise UserError(
                 f"{other.label} and {step.label} would both write {step.weights}: give one row another model_name, or "
                 f'"train": false to evaluate the weights of the other'
             )
@@ -175,11 +176,11 @@ def check_weights(steps: Sequence[Step]) -> None:
 def _read_with_base(file: Path, derived: Sequence[Path] = ()) -> dict:
     """A study's own keys, paths absolute, over those of the study that it starts from."""
     if file in derived:
-        raise ValueError(f"study {file} is its own base; mend 'base'")
+        raise UserError(f"study {file} is its own base; mend 'base'")
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"study {file} cannot be read as JSON ({error}); docs/guide/study.md shows one") from error
+        raise UserError(f"study {file} cannot be read as JSON ({error}); docs/guide/study.md shows one") from error
     check_keys(given, STUDY_KEYS | ROW_KEYS, f"study {file}")
     given |= {key: abspath(file.parent / user_path(given[key])) for key in PATHS if given.get(key)}
     if "datalists" in given:
@@ -201,7 +202,7 @@ def _step(kind: str, content: Mapping, row: Mapping, fold: str, datalist: str, p
         configs += parallel
         files = [Path(content["bundle"], "configs", f"{name}.json") for name in parallel]
         if absent := [file for file in files if not file.is_file()]:
-            raise ValueError(f"--processes {processes} needs {absent[0]}, which does not exist: leave --processes out")
+            raise UserError(f"--processes {processes} needs {absent[0]}, which does not exist: leave --processes out")
     folder = Path(content["out"], slug(row["name"]), fold)
     ids = _ids(content["bundle"], tuple(configs))
     settings = {
@@ -239,7 +240,7 @@ def _options(kind: str, row: Mapping, content: Mapping, ids: ConfigParser, label
     keys = ["options", "evaluation_options"] if kind == "evaluating" else ["options"]
     common, own = ({k: v for key in keys for k, v in level.get(key, {}).items()} for level in (content, row))
     if unknown := [key for key in own if key.lstrip("+") not in ids]:
-        raise ValueError(f"{label}: no config has the option {unknown[0]!r}; mend 'options' in the study")
+        raise UserError(f"{label}: no config has the option {unknown[0]!r}; mend 'options' in the study")
     return {key: value for key, value in common.items() if key.lstrip("+") in ids} | own
 
 
@@ -262,7 +263,7 @@ def _ids(bundle: str, configs: tuple[str, ...]) -> ConfigParser:
     """The ids of merged configs."""
     files = [Path(bundle, "configs", f"{name}.json") for name in configs]
     if absent := [file for file in files if not file.is_file()]:
-        raise ValueError(f"{absent[0]} does not exist; mend 'configs' in the study")
+        raise UserError(f"{absent[0]} does not exist; mend 'configs' in the study")
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
     return parser
