@@ -151,12 +151,11 @@ def test_what_was_cropped_before_normalising_can_be_put_back():
     preprocessing = Compose([NormalizeBraind("image", 0, 100), crop])
     data = preprocessing({"image": MetaTensor(volume, affine=torch.from_numpy(OBLIQUE))})
     assert data["image"].shape[1:] == (4, 4, 4)
-    restored = Invertd("map", preprocessing, orig_keys="image", nearest_interp=False)(
-        {**data, "map": data["image"] + 1}
-    )
-    assert restored["map"].shape == volume.shape
-    torch.testing.assert_close(restored["map"].as_tensor() - 1, NormalizeBrain(0, 100)(volume))
-    np.testing.assert_allclose(restored["map"].affine, OBLIQUE)
+    maps = {"synthetic": data["image"].clone(), "fine": data["image"].clone()}
+    restored = InvertTogetherd(list(maps), preprocessing, "image", {"synthetic": -1})({**data, **maps})
+    torch.testing.assert_close(restored["synthetic"].as_tensor(), NormalizeBrain(0, 100)(volume))
+    assert restored["fine"][volume == 0].unique().tolist() == [0]
+    np.testing.assert_allclose(restored["synthetic"].affine, OBLIQUE)
 
 
 def test_maps_inverted_together_are_what_they_are_alone():

@@ -264,22 +264,29 @@ class InvertTogetherd(MapTransform):
         keys: the maps.
         transform: what is to be undone.
         orig_keys: the image that went through it.
+        background: the value of a map beyond the region that was cut out, such as -1 for ``synthetic``; 0 if not named.
 
     Shapes:
         maps: (C, X, Y, Z), each its own C; the same comes back on the image's first grid.
     """
 
     def __init__(
-        self, keys: KeysCollection, transform: Transform, orig_keys: str, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        transform: Transform,
+        orig_keys: str,
+        background: Mapping[str, float] | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.invert = Invertd("together", transform, orig_keys=orig_keys, nearest_interp=False)
+        self.background = dict(background or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        names = list(self.key_iterator(data))
-        together = torch.cat([data[name] for name in names])
-        restored = self.invert({**data, "together": together})["together"]
-        return {**data, **dict(zip(names, restored.split([len(data[name]) for name in names]), strict=True))}
+        beyond = {name: self.background.get(name, 0) for name in self.key_iterator(data)}  # MONAI's Invertd fills with 0
+        together = torch.cat([data[name] - value for name, value in beyond.items()])
+        restored = self.invert({**data, "together": together})["together"].split([len(data[name]) for name in beyond])
+        return {**data, **{name: one + beyond[name] for name, one in zip(beyond, restored, strict=True)}}
 
 
 __getattr__ = forwarding(__name__)
