@@ -3,9 +3,13 @@
 import errno
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+
+import ignite.distributed as idist
+from tqdm import tqdm
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -92,10 +96,23 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
         print(f"error: {cause}", file=sys.stderr)
 
 
+def in_one_sentence(error: Exception) -> str:
+    """Why a case failed; what is no user's mistake also shows where it happened."""
+    cause = user_error(error)
+    if cause is None:
+        tqdm.write("".join(traceback.format_exception(error)))
+    return str(cause or f"{type(error).__name__}: {error}".splitlines()[0])
+
+
 def report_failed(cases: Mapping[str, str]) -> None:
-    """After a run, list the cases that could not be run (name -> reason), if any, and exit with status 1."""
-    if not cases:
+    """After a run, list the cases that could not be run (name -> reason), if any, and exit with status 1.
+
+    Under torchrun every process calls this with its own cases, and one lists them all.
+    """
+    everyone = idist.all_gather(dict(cases)) if idist.get_world_size() > 1 else [cases]
+    reasons = [f"{case}: {reason}" for part in everyone for case, reason in part.items()]
+    if not reasons:
         return
-    reasons = [f"{case}: {reason}" for case, reason in cases.items()]
-    print(f"{len(cases)} not run:", *reasons, sep="\n  ", file=sys.stderr)
+    if idist.get_rank() == 0:
+        print(f"{len(reasons)} not run:", *reasons, sep="\n  ", file=sys.stderr)
     raise SystemExit(1)

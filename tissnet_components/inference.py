@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from ignite.engine import Engine
+from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import nn
 
-from tissnet_components.errors import UserError
+from tissnet_components.errors import UserError, in_one_sentence
 from tissnet_components.moved import forwarding
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,6 +88,28 @@ def _checked_flips(flips: Sequence[Sequence[int]]) -> list[list[int]]:
         if not axes_alone or not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
             raise UserError(f"flips is {flips}, expected lists of axes, 0, 1 or 2, such as [[0]], or [] for none")
     return [[axis + 2 for axis in axes] for axes in flips]
+
+
+class CaseEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator of one case at a time, which a case that cannot be run does not end.
+
+    Reads what `CaseDataset` gives. ``failed`` tells the cases that were not run, name -> reason.
+    """
+
+    def run(self, global_epoch: int = 1) -> None:
+        self.failed: dict[str, str] = {}
+        super().run(global_epoch)
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> list | dict:
+        (case,), (reason,) = batchdata["case"], batchdata.get("failed", [None])
+        if reason is None:
+            try:
+                return super()._iteration(engine, batchdata)
+            except Exception as error:  # whatever it is, the other cases go on
+                reason = in_one_sentence(error)
+        self.failed[case] = reason
+        engine.state.batch = []  # as decollated: handlers find no case in it, and none in the output
+        return []
 
 
 class FittedWindowInferer(SlidingWindowInferer):

@@ -27,7 +27,7 @@ class LoadImageServed(LoadImageCased):
     """``LoadImageCased`` that first checks a request of MONAI Label; data without ``image_path`` is no request.
 
     Args:
-        keys, modalities: of ``LoadImageCased``.
+        keys, modalities, series: of ``LoadImageCased``.
         network: what the server will fill with the weights.
         weights: the bundle's file of weights, ``models/model.pt``.
 
@@ -37,8 +37,15 @@ class LoadImageServed(LoadImageCased):
         BadCase: elsewhere, as ``LoadImageCased``.
     """
 
-    def __init__(self, keys: KeysCollection, modalities: Sequence[str], network: nn.Module, weights: str) -> None:
-        super().__init__(keys, modalities)
+    def __init__(
+        self,
+        keys: KeysCollection,
+        modalities: Sequence[str],
+        network: nn.Module,
+        weights: str,
+        series: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(keys, modalities, series)
         self.network, self.weights = network, Path(weights)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -3,7 +3,7 @@
 Nothing here is for new code: a bundle names a component where it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pydoc import locate
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> wh
     "cascade.load_weights": "weights.load_weights",
     "cascade.read_image_settings": "weights.read_image_settings",
     "datasets.cases": "scans.datalist",
-    "inference.CheckedCases": "scans.cases.CheckedCases",
+    "inference.CheckedCases": "moved.CheckedCases",
     "inference.ChooseMapd": "label_server.ChooseMapd",
     "inference.InvertTogetherd": "transforms.InvertTogetherd",
     "inference.find_scans": "scans.cases.find_scans",
@@ -27,6 +27,14 @@ MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> wh
     "transforms.LoadCased": "scans.loading.LoadCased",
     "transforms.LoadImageCased": "scans.loading.LoadImageCased",
 }
+
+
+class CheckedCases:
+    """For bundles of version 0.2: the cases that can be run, and the reasons of the others, after reading all."""
+
+    def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
+        usable_cases = locate(f"{PACKAGE}.scans.cases.usable_cases")
+        self.good, self.failed = usable_cases([{key: case[key] for key in ("case", *keys)} for case in cases])
 
 
 def forwarding(module: str) -> Callable[[str], Any]:

@@ -1,38 +1,27 @@
 """Segment one patient or many with a bundle, for people who know no MONAI."""
 
 import csv
-import json
 import os
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from ignite.engine import Engine
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-from monai.networks.utils import eval_mode
-from tqdm import tqdm
+from monai.engines import IterationEvents
 
-from tissnet_components.errors import BadCase, FileMissing, UserError, report_failed, user_error
+from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.files import user_path
-from tissnet_components.results.dicom_seg import check_dicom_seg, import_highdicom, write_dicom_seg
-from tissnet_components.results.maps import refuse_foreign
-from tissnet_components.scans.cases import find_scans
-from tissnet_components.scans.choice import with_series
-from tissnet_components.scans.dicom import Series
-from tissnet_components.scans.naming import MODALITIES, check_case_name, find_candidates
+from tissnet_components.results.dicom_seg import import_highdicom
+from tissnet_components.results.maps import FILES, case_file, is_result, refuse_foreign
+from tissnet_components.scans.cases import scans_below
+from tissnet_components.scans.dicom import holds_dicom
+from tissnet_components.scans.naming import check_case_name, tells_contrast
+from tissnet_components.scans.nifti import nifti_files, without_ending
 
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
-VOXEL_MM = (0.1, 20)
-FILES = {  # everything that a case may leave in its folder, after its name
-    **{name: f"{name}.nii.gz" for name in MAPS[:-1]},
-    "overview": "overview.png",
-    "summary": "summary.json",
-    "dicom_seg": "seg.dcm",
-}
 
 
 def segment(
@@ -58,9 +47,7 @@ def segment(
     flips: Sequence[Sequence[int]] | None = None,
     consensus: bool = False,
     weights: Path | None = None,
-    spacing_mm: Sequence[float] | None = None,
-    widths: Sequence[int] | None = None,
-    source_modalities: Sequence[str] | None = None,
+    skip_unmatched: bool = False,
 ) -> None:
     """Segment the tumor of one patient, or of many, and synthesise the contrast that is missing.
 
@@ -103,84 +90,106 @@ def segment(
             each costs the time of one more segmentation. By default the bundle's, which is none.
         consensus: answer with the mean of two segmentations: the cascade's, and that of the perceptor, which looks at
             the synthetic image alone. Its weights, perceptor.pt, lie beside the others.
-        weights: file of trained weights; by default the bundle's models/model.pt.
-        spacing_mm: voxel size at which these weights were trained, such as [2,2,2]; by default what the file beside
-            them tells, or the bundle's.
-        widths: channels per level of these weights, such as [32,64,128,256,512]; by default the bundle's.
-        source_modalities: scans these weights were trained with, in order, such as [t1,t2]; by default the bundle's.
+        weights: file of trained weights; by default the bundle's models/model.pt. The file beside it tells which scans
+            they need.
+        skip_unmatched: leave out what of the folder of many patients is told to be passed over; else the exit status
+            is 1.
 
     Raises:
         ValueError: a scan that the bundle needs is missing or cannot be used, or an option cannot be followed.
         FileNotFoundError: no bundle, or no weights.
         SystemExit: status 1, some of many cases failed.
     """
-    parser = _read_bundle(bundle)
-    if source_modalities is not None:
-        parser["source_modalities"] = _known_modalities(source_modalities)
+    parser = _read_bundle(bundle, weights)
     modalities = parser.get_parsed_content("source_modalities")
     scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
     given = {name: str(file) for name, file in scans.items() if file}
     if cases and (given or case):
         raise UserError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
-    patients = find_patients(cases, modalities, out) if cases else [_one_patient(given, modalities, bundle, case)]
-    series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
-    patients = [{**patient, "series": series} for patient in patients]
+    out, passed_over = Path(out), {}
+    if cases:
+        patients, passed_over = find_patients(cases, modalities, out)
+        _tell(cases, patients, passed_over)
+    else:
+        patients = [_one_patient(given, modalities, bundle, case)]
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
     if dicom_seg:
         _check_dicom(patients)
-    todo = _to_do(patients, Path(out), outputs, overwrite, resume)
+    todo = _to_do(patients, out, outputs, overwrite, resume)
+    series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
     settings = {
         "output_dir": str(out),
         "outputs": outputs,
+        "series": {modality: name for modality, name in series.items() if name},
         "precision": precision,
         "inferer::flips": flips,
         "consensus": consensus or None,
         "device": None if device is None else _available(device),
-        "ckpt_path": None if weights is None else str(weights),
-        "spacing_mm": None if spacing_mm is None else _checked_spacing(spacing_mm),
-        "widths": None if widths is None else _checked_widths(widths, levels=len(parser["widths"])),
-        "inferer::inferer::progress": len(patients) == 1,
+        "inferer::inferer::progress": not cases,
     }
     parser.update({key: value for key, value in settings.items() if value is not None})
-    parser.parse(True)
-    if todo:
-        parser.get_parsed_content("initialize")
-    failed = _segment_each(parser, todo, alone=not cases, former=list(FILES) if overwrite else ["summary"])
-    print(f"results in {Path(out) if cases else Path(out) / patients[0]['case']}")
-    report_failed(failed)
+    failed = _run(parser, todo, out, former=list(FILES) if overwrite else ["summary"]) if todo else {}
+    print(f"results in {out if cases else out / patients[0]['case']}")
+    if failed and not cases:
+        raise UserError(failed[patients[0]["case"]])
+    report_failed(failed if skip_unmatched else passed_over | failed)
 
 
-def find_patients(cases: str | Path, modalities: Sequence[str], out: str | Path) -> list[dict[str, Any]]:
+def find_patients(
+    cases: str | Path, modalities: Sequence[str], out: str | Path
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The patients of a CSV file, of a folder of NIfTI files named as in BraTS, or of DICOM folders; none is opened.
 
     Args:
         out: a folder in which no scans are looked for, since results go there.
 
     Returns:
-        entries of ``case``, the name, and ``image``, the scans of the modalities, in their order. Relative paths in a
-        CSV start at its folder.
+        entries of ``case``, the name, and ``image``, the scans of the modalities, in their order; and what was passed
+        over, file -> reason. Relative paths in a CSV start at its folder.
 
     Raises:
         ValueError: nothing found, a column or cell missing, a name used twice or not fit for a folder.
     """
     cases = Path(cases)
-    patients = _in_folder(cases, modalities, Path(out)) if os.path.isdir(cases) else _in_table(cases, modalities)
+    patients, passed_over = (
+        _in_folder(cases, modalities, Path(out)) if cases.is_dir() else (_in_table(cases, modalities), {})
+    )
     names = [check_case_name(patient["case"], cases) for patient in patients]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{cases} names the case {twice[0]} more than once; give each its own name")
-    return patients
+    return patients, passed_over
 
 
-def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> list[dict[str, Any]]:
-    if find_candidates(folder, modalities):
-        return find_scans(str(folder), modalities, datalist="", section="")
-    inside = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    patients = [child for child in inside if realpath(child) != realpath(out)]
-    if patients:
-        return [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
-    wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
-    raise UserError(f"{folder} holds no scans named like {wanted} and no folders; rename them, or list them in a CSV")
+def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    named = scans_below(folder, modalities)
+    taken = {Path(scan) for case in named for scan in case["image"]}
+    inside = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    others = [
+        child
+        for child in inside
+        if realpath(child) != realpath(out) and not any(child in scan.parents for scan in taken)
+    ]
+    patients = [child for child in others if not named or holds_dicom(child)]
+    if not named and not patients:
+        wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
+        raise UserError(
+            f"{folder} holds no scans named like {wanted} and no folders; rename them, or list them in a CSV"
+        )
+    reason = (
+        f"its name tells no contrast; name it CASE_{modalities[0]}.nii.gz, list it in a CSV, or give --skip-unmatched"
+    )
+    apart = [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
+    unnamed = [file for file in nifti_files(folder) if not tells_contrast(file) and not is_result(file)]
+    return [*named, *apart], {str(file.relative_to(folder)): reason for file in unnamed}
+
+
+def _tell(cases: Path, patients: list[dict[str, Any]], passed_over: Mapping[str, str]) -> None:
+    """What was found, and what was passed over."""
+    folders = sum(os.path.isdir(patient["image"][0]) for patient in patients)
+    print(f"{cases}: {len(patients)} cases, {folders} of them in DICOM folders; {len(passed_over)} files passed over")
+    for file, reason in passed_over.items():
+        print(f"  {file}: {reason}")
 
 
 def _dicom_folders(patient: Path, modalities: Sequence[str]) -> list[str]:
@@ -215,7 +224,7 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
 
 def _one_patient(given: dict[str, str], modalities: list[str], bundle: str, case: str | None) -> dict[str, Any]:
     scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
-    first = Path(_listed(scans)[0]).absolute().name.split(".nii")[0]
+    first = without_ending(Path(_listed(scans)[0]).absolute().name)
     return {"case": check_case_name(str(case or first), "--case"), "image": scans}  # Fire makes 7 of a patient called 7
 
 
@@ -237,37 +246,6 @@ def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
     if unknown or not outputs:
         raise UserError(f"--outputs knows {', '.join(MAPS)}; got {', '.join(map(str, unknown)) or 'none'}")
     return outputs
-
-
-def _known_modalities(names: str | Sequence[str]) -> list[str]:
-    names = _listed(names)
-    if not names or any(name not in MODALITIES or names.count(name) > 1 for name in names):
-        known = ", ".join(MODALITIES)
-        raise UserError(f"--source_modalities is {_typed(names)}, expected some of {known}, each once, such as t1,t2")
-    return names
-
-
-def _checked_spacing(spacing_mm: Sequence[float]) -> list[float]:
-    lengths = _listed(spacing_mm)
-    least, most = VOXEL_MM
-    if len(lengths) != 3 or not all(type(length) in (int, float) and least <= length <= most for length in lengths):
-        raise UserError(
-            f"--spacing_mm is {_typed(lengths)}, expected three lengths from {least} to {most} mm, such as [2,2,2]"
-        )
-    return lengths
-
-
-def _checked_widths(widths: Sequence[int], levels: int) -> list[int]:
-    channels = _listed(widths)
-    if len(channels) != levels or not all(type(count) is int and count > 0 for count in channels):
-        raise UserError(
-            f"--widths is {_typed(channels)}, expected {levels} numbers of channels, such as [16,32,64,128,256]"
-        )
-    return channels
-
-
-def _typed(values: Sequence) -> str:
-    return ",".join(map(str, values)) or "empty"
 
 
 def _listed(values: Any) -> list:
@@ -292,10 +270,6 @@ def _available(device: str) -> torch.device:
         raise UserError(f"--device {device} cannot be used here ({reason}); give cpu, cuda or cuda:1") from error
 
 
-def _files(folder: Path, case: str, names: Sequence[str]) -> list[Path]:
-    return [folder / f"{case}_{FILES[name]}" for name in names]
-
-
 def _to_do(
     patients: list[dict[str, Any]], out: Path, outputs: Sequence[str], overwrite: bool, resume: bool
 ) -> list[dict[str, Any]]:
@@ -309,23 +283,23 @@ def _to_do(
         twice = [scan for scan in scans if scans.count(scan) > 1 and not os.path.isdir(scan)]
         if twice:
             raise UserError(f"{patient['case']} uses {twice[0]} for more than one scan; correct it")
-    begun = [
-        p["case"] for p in patients if any(os.path.exists(f) for f in _files(out / p["case"], p["case"], list(FILES)))
-    ]
+
+    def exists(patient: Mapping[str, Any], names: Iterable[str]) -> list[bool]:
+        return [os.path.exists(case_file(out, patient["case"], name)) for name in names]
+
+    begun = [patient["case"] for patient in patients if any(exists(patient, FILES))]
     if begun and not overwrite and not resume:
         raise UserError(
             f"{out / begun[0]} holds results already ({len(begun)} of {len(patients)} cases have some); "
             f"give --resume to keep finished cases or --overwrite to replace them"
         )
     for case in begun:
-        for file in _files(out / case, case, list(FILES)):
-            refuse_foreign(file)
-    if not resume:
-        return patients
-    return [p for p in patients if not all(os.path.exists(f) for f in _files(out / p["case"], p["case"], outputs))]
+        for name in FILES:
+            refuse_foreign(case_file(out, case, name))
+    return [patient for patient in patients if not (resume and all(exists(patient, outputs)))]
 
 
-def _read_bundle(bundle: str) -> ConfigParser:
+def _read_bundle(bundle: Path, weights: Path | None) -> ConfigParser:
     config = Path(bundle) / "configs" / "inference.json"
     if not os.path.isfile(config):
         raise FileMissing(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
@@ -333,77 +307,32 @@ def _read_bundle(bundle: str) -> ConfigParser:
     try:
         parser.read_config(str(config))
         parser["bundle_root"] = str(bundle)
+        if weights is not None:
+            parser["ckpt_path"] = str(weights)
         parser["source_modalities"], parser["widths"], parser["inferer"]
     except Exception as error:  # MONAI raises whatever a content that it does not check leads to
         raise UserError(f"{config} is not a bundle's configuration ({error}); fetch the bundle again") from error
     return parser
 
 
-def _segment_each(
-    parser: ConfigParser, patients: list[dict[str, Any]], alone: bool, former: Sequence[str]
-) -> dict[str, str]:
-    """Segment one patient after the other. Returns the reasons of those that failed; one alone raises."""
-    failed = {}
-    for patient in tqdm(patients, "segmenting", unit="case", disable=alone):
-        try:
-            tqdm.write(_verdict(_segment_one(parser, patient, former)))
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; the same command with --resume does the remaining cases") from None
-        except Exception as error:
-            if alone:
-                raise
-            failed[patient["case"]] = _reason(error)
-    return failed
+def _run(parser: ConfigParser, cases: list[dict[str, Any]], out: Path, former: Iterable[str]) -> dict[str, str]:
+    """What `inferring` of the bundle does, of these cases. Returns the reasons of those that failed.
 
+    Args:
+        former: of these kinds, the files of a case from an earlier run are removed before new ones are written.
+    """
+    parser["cases"] = []  # file names are no expressions, and a parser would take some for one
+    parser.get_parsed_content("initialize")
+    parser.get_parsed_content("dataset").data = cases
+    evaluator = parser.get_parsed_content("evaluator")
 
-def _segment_one(parser: ConfigParser, patient: Mapping[str, Any], former: Sequence[str]) -> dict[str, Any]:
-    """From the scans to the files, after removing the former ones of these kinds. Returns the summary."""
-    names = ("preprocessing", "inferer", "network", "device", "postprocessing")
-    preprocessing, inferer, network, device, postprocessing = (parser.get_parsed_content(name) for name in names)
-    case, folder = patient["case"], Path(parser.get_parsed_content("output_dir")) / patient["case"]
-    if "unusable" in patient:
-        raise BadCase(patient["unusable"])
-    scans = with_series(patient["image"], parser.get_parsed_content("source_modalities"), patient["series"])
-    for scan in _listed(scans):
-        if isinstance(scan, Series):
-            tqdm.write(f"{case}: {scan.contrast} is the {scan}: {scan.reason}")
-    data = preprocessing({**patient, "image": scans})
-    if "dicom_seg" in parser.get_parsed_content("outputs") and (doubts := _check_dicom_seg(parser, scans[0])):
-        tqdm.write(f"{case}: {doubts}")
-    with eval_mode(network):
-        maps = inferer(data["image"].as_tensor()[None].to(device), network)
-    for file in _files(folder, case, former):
-        file.unlink(missing_ok=True)
-    pred = {name: MetaTensor(values[0]) for name, values in maps.items()}  # plain tensors, Invertd would pass over
-    result = postprocessing({**data, "pred": pred})
-    if "dicom_seg" in parser.get_parsed_content("outputs"):
-        _write_dicom_seg(parser, result["fine"], scans[0], *_files(folder, case, ["dicom_seg"]))
-    return result["summary"]
+    def remove_former(engine: Engine) -> None:
+        for name in former:
+            case_file(out, engine.state.batch["case"][0], name).unlink(missing_ok=True)
 
-
-def _check_dicom_seg(parser: ConfigParser, source: Series) -> str:
-    return check_dicom_seg(source.files, **_dicom_terms(parser))
-
-
-def _write_dicom_seg(parser: ConfigParser, mask: MetaTensor, source: Series, path: Path) -> None:
-    write_dicom_seg(mask[0].cpu().numpy(), np.asarray(mask.affine), source.files, path, **_dicom_terms(parser))
-
-
-def _dicom_terms(parser: ConfigParser) -> dict[str, Any]:
-    """What a DICOM SEG tells of the segment and of the algorithm."""
-    metadata = json.loads((Path(parser["bundle_root"]) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    segment = parser.get_parsed_content("dicom_segment")
-    return {"segment": segment, "algorithm": metadata["name"], "version": metadata["version"]}
-
-
-def _verdict(summary: Mapping[str, Any]) -> str:
-    flags = f"; look at it: {', '.join(summary['flags'])}" if summary["flags"] else ""
-    return f"{summary['case']}: {summary['volume_ml']:.2f} ml{flags}"
-
-
-def _reason(error: Exception) -> str:
-    """One sentence; what is no user's mistake also shows where it happened."""
-    cause = user_error(error)
-    if cause is None:
-        tqdm.write("".join(traceback.format_exception(error)))
-    return str(cause or f"{type(error).__name__}: {error}".splitlines()[0])
+    evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, remove_former)
+    try:
+        evaluator.run()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command with --resume does the remaining cases") from None
+    return evaluator.failed

@@ -283,7 +283,9 @@ class InvertTogetherd(MapTransform):
         self.background = dict(background or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        beyond = {name: self.background.get(name, 0) for name in self.key_iterator(data)}  # MONAI's Invertd fills with 0
+        beyond = {
+            name: self.background.get(name, 0) for name in self.key_iterator(data)
+        }  # MONAI's Invertd fills with 0
         together = torch.cat([data[name] - value for name, value in beyond.items()])
         restored = self.invert({**data, "together": together})["together"].split([len(data[name]) for name in beyond])
         return {**data, **{name: one + beyond[name] for name, one in zip(beyond, restored, strict=True)}}

@@ -75,7 +75,7 @@ class CaseTable:
         cases, calibration = _of_all_processes(self.rows), _of_all_processes(self.calibration)
         summary = summarise(list(cases.values()))
         engine.state.metrics |= {metric: values["mean"] for metric, values in summary.items()}
-        if idist.get_rank() == 0:
+        if cases and idist.get_rank() == 0:
             case_rows = [{"protocol": self.protocol, "case": case} | row for case, row in sorted(cases.items())]
             empty = {f"{name}_dice": count for name, count in empty_predictions(list(cases.values())).items()}
             metric_rows = [

@@ -1,5 +1,6 @@
 """Writing what a cascade found: maps and pictures, each under its case, whole, and never over a file of others."""
 
+import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -9,14 +10,28 @@ import nibabel as nib
 import numpy as np
 from monai.config import DtypeLike, KeysCollection, NdarrayOrTensor
 from monai.data import NibabelWriter
-from monai.transforms import SaveImaged
+from monai.transforms import MapTransform, SaveImaged
+from tqdm import tqdm
 
-from tissnet_components.errors import UserError
+from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import whole
+from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
 from tissnet_components.results.overview import overview, save_slices
 from tissnet_components.scans.nifti import is_nifti
 
+FILES = {  # what a case may leave in its folder, after its name
+    **{name: f"{name}.nii.gz" for name in ("seg", "synthetic", "error", "disagreement")},
+    "overview": "overview.png",
+    "slice": "slice.npz",
+    "summary": "summary.json",
+    "dicom_seg": "seg.dcm",
+}
 MARK = b"TISS-Net"  # in the header's description, of what may be replaced
+
+
+def case_file(output_dir: str | os.PathLike, case: str, name: str) -> Path:
+    """Where each of the `FILES` of a case lies; whatever the case is called, two cases share none."""
+    return Path(output_dir) / case / f"{case}_{FILES[name]}"
 
 
 def refuse_foreign(file: str | os.PathLike) -> None:
@@ -24,14 +39,16 @@ def refuse_foreign(file: str | os.PathLike) -> None:
 
     Files under other names than NIfTI's are not looked at.
     """
-    if not os.path.exists(file) or not is_nifti(os.path.basename(file)):
-        return
-    try:
-        description = nib.load(file).header["descrip"].item()
-    except Exception:  # nibabel raises a dozen types; whatever it is, it is not ours
-        description = b""
-    if description != MARK:
+    if os.path.exists(file) and is_nifti(os.path.basename(file)) and not is_result(file):
         raise UserError(f"{file} is there and is no result of TISS-Net; give another folder for the results")
+
+
+def is_result(file: str | os.PathLike) -> bool:
+    """Whether a NIfTI file says that `WholeFileWriter` wrote it."""
+    try:
+        return nib.load(file).header["descrip"].item() == MARK
+    except Exception:  # nibabel raises a dozen types; whatever it is, it is not ours
+        return False
 
 
 class WholeFileWriter(NibabelWriter):
@@ -63,37 +80,31 @@ class WholeFileWriter(NibabelWriter):
 
 
 class SaveImageCased(SaveImaged):
-    """MONAI's ``SaveImaged``, writing ``output_dir/CASE/CASE_postfix.nii.gz`` in the image's own geometry.
+    """Write ``output_dir/CASE/CASE_postfix.nii.gz`` in the image's own geometry.
 
+    MONAI's ``SaveImaged``, which this replaces, takes what follows the last dot of a case's name for an ending.
     A map that the network does not have, such as the error of a compared method, is left out.
 
+    Args:
+        output_postfix: one of the `FILES`.
+
     Raises:
-        ValueError: as `whole`, for example when the disk is full.
+        ValueError: as `whole`, for example when the disk is full, or the name belongs to a file of others.
     """
 
     def __init__(
         self, keys: KeysCollection, output_dir: str, output_postfix: str, output_dtype: DtypeLike = np.float32
     ) -> None:
-        super().__init__(
-            keys,
-            allow_missing_keys=True,
-            output_dir=output_dir,
-            output_postfix=output_postfix,
-            output_dtype=output_dtype,
-            resample=False,
-            writer=WholeFileWriter,
-            output_name_formatter=lambda meta, _: {"subject": meta["case"], "idx": None},
-            print_log=False,
-        )
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=True)
+        self.output_dir, self.output_postfix, self.output_dtype = output_dir, output_postfix, output_dtype
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        try:
-            return super().__call__(data)
-        except RuntimeError as error:  # MONAI 1.6 says that no writer suits, and then, as text, what the writer raised
-            kind, _, reason = str(error).strip().splitlines()[-1].partition(": ")
-            if kind.rpartition(".")[2] != UserError.__name__:
-                raise
-            raise UserError(reason) from error
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        for key in self.key_iterator(data):
+            writer = WholeFileWriter(output_dtype=self.output_dtype)
+            writer.set_data_array(data[key], channel_dim=0)
+            writer.set_metadata(data[key].meta, resample=False)
+            writer.write(case_file(self.output_dir, data[key].meta["case"], self.output_postfix))
+        return data
 
 
 class SaveImageOverviewd(SaveImaged):
@@ -115,9 +126,65 @@ class SaveImageOverviewd(SaveImaged):
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         maps = {"source" if key == "image" else key: data[key].cpu().numpy() for key in self.key_iterator(data)}
         case, affine = data["image"].meta["case"], np.asarray(data["image"].affine)
-        path = self.output_dir / case / f"{case}_overview.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        overview(maps, path, title=case, affine=affine, source_names=self.source_names)
+        overview(
+            maps,
+            case_file(self.output_dir, case, "overview"),
+            title=case,
+            affine=affine,
+            source_names=self.source_names,
+        )
         if self.slices:
-            save_slices(maps, path.with_name(f"{case}_slice.npz"), affine)
+            save_slices(maps, case_file(self.output_dir, case, "slice"), affine)
         return data
+
+
+class CheckDicomSegd(MapTransform):
+    """Refuse, before anything is computed, a scan to which no DICOM SEG can refer, and print what its headers spoil.
+
+    Args:
+        keys: the image, as `LoadImageCased` loads it.
+        segment, bundle_root: as of `SaveImageDicomSegd`.
+
+    Raises:
+        BadCase: the first scan is no DICOM series, or as `check_dicom_seg`.
+    """
+
+    def __init__(self, keys: KeysCollection, segment: Mapping[str, str], bundle_root: str) -> None:
+        super().__init__(keys)
+        self.terms = _terms(segment, bundle_root)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        source = data[self.keys[0]].meta
+        if "dicom_files" not in source:
+            raise BadCase(f"a DICOM SEG refers to a DICOM series, but {source['case']} has none; leave it out")
+        if doubts := check_dicom_seg(source["dicom_files"], **self.terms):
+            tqdm.write(f"{source['case']}: {doubts}")
+        return data
+
+
+class SaveImageDicomSegd(SaveImaged):
+    """Write ``output_dir/CASE/CASE_seg.dcm``, the mask as DICOM SEG, which refers to the series of the first scan.
+
+    A ``SaveImaged``, because MONAI Label leaves these out.
+
+    Args:
+        keys: the mask, on the grid of the scan.
+        segment: what it shows, see `write_dicom_seg`.
+        bundle_root: the bundle, whose metadata.json tells the name and version of the algorithm.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str, segment: Mapping[str, str], bundle_root: str) -> None:
+        super().__init__(keys, output_dir=output_dir)
+        self.output_dir, self.terms = output_dir, _terms(segment, bundle_root)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        mask, source = data[self.keys[0]], data["image"].meta
+        file = case_file(self.output_dir, source["case"], "dicom_seg")
+        write_dicom_seg(mask[0].cpu().numpy(), np.asarray(mask.affine), source["dicom_files"], file, **self.terms)
+        return data
+
+
+def _terms(segment: Mapping[str, str], bundle_root: str) -> dict[str, Any]:
+    """What a DICOM SEG tells of the segment and of the algorithm."""
+    metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    return {"segment": segment, "algorithm": metadata["name"], "version": metadata["version"]}

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.transforms import SaveImaged
+from tqdm import tqdm
 
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_whole
 from tissnet_components.metrics import dice, predicted_dice
+from tissnet_components.results.maps import case_file
 
 LEAST = ("agreement", "predicted_dice")  # suspicious below their threshold
 MOST = ("mean_error", "mean_disagreement")  # and above
@@ -107,5 +110,18 @@ class SaveImageSummaryd(SaveImaged):
         series = {"series": image.meta["series"]} if "series" in image.meta else {}
         summary = {"case": case, **series, **measured, "flags": quality_flags(measured, self.thresholds)}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
-        write_whole(self.output_dir / case / f"{case}_summary.json", f"{text}\n".encode())
+        write_whole(case_file(self.output_dir, case, "summary"), f"{text}\n".encode())
         return {**data, "summary": summary}
+
+
+class PrintSummary:
+    """Ignite handler: prints a line per case, its volume and what is suspicious, as `SaveImageSummaryd` found it."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for case in engine.state.output:
+            if summary := case.get("summary"):
+                flags = f"; look at it: {', '.join(summary['flags'])}" if summary["flags"] else ""
+                tqdm.write(f"{summary['case']}: {summary['volume_ml']:.2f} ml{flags}")

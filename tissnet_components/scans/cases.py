@@ -1,4 +1,4 @@
-"""Find the cases of a folder or datalist, and check them before anything is run."""
+"""Find the cases of a folder or datalist, and read them one by one, a bad one with the reason."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data import Dataset
+from monai.transforms import Transform, apply_transform
 from tqdm import tqdm
 
-from tissnet_components.errors import BadCase, UserError
+from tissnet_components.errors import BadCase, UserError, in_one_sentence
 from tissnet_components.files import user_path
 from tissnet_components.scans.datalist import FILE_KEYS, as_list, load_datalist
 from tissnet_components.scans.naming import check_case_name, doubled_file, find_candidates
@@ -24,32 +26,29 @@ from tissnet_components.scans.nifti import (
 FEW_CASES = 5
 
 
-class CheckedCases:
-    """The cases that can be run (``good``), and those that cannot with the reason (``failed``), after reading all.
+class CaseDataset(Dataset):
+    """MONAI's dataset of cases, in which a bad one is no exception: its item holds ``case`` and ``failed``, the reason.
 
     Args:
-        cases: datalist entries.
-        keys: what a case needs, and all that is kept of it besides ``case``; inference needs ``image`` alone.
-
-    Raises:
-        ValueError: none can be run.
+        data: datalist entries.
+        transform: reads and prepares one.
+        keys: what is handed on of an entry besides ``case``; inference needs ``image`` alone.
     """
 
-    def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
-        missing = {case["case"]: [key for key in keys if key not in case] for case in cases}
-        kept = [
-            {key: case[key] for key in ("case", *keys, "unusable") if key in case}
-            for case in cases
-            if not missing[case["case"]]
-        ]
-        self.good, self.failed = usable_cases(kept)
-        self.failed |= {
-            case: f"the datalist names no {' and no '.join(absent)} for it; add the file or leave the case out"
-            for case, absent in missing.items()
-            if absent
-        }
-        if not self.good:
-            raise UserError(f"none of the {len(cases)} cases can be run: {'; '.join(self.failed.values())}")
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Transform, keys: Sequence[str] = ("image",)
+    ) -> None:
+        super().__init__(data, transform)
+        self.keys = ("case", *keys)
+
+    def _transform(self, index: int) -> dict[str, Any]:
+        entry = self.data[index]
+        try:
+            if "unusable" in entry:
+                raise BadCase(entry["unusable"])
+            return apply_transform(self.transform, {key: entry[key] for key in self.keys if key in entry})
+        except Exception as error:  # whatever it is, the other cases go on
+            return {"case": entry["case"], "failed": in_one_sentence(error)}
 
 
 def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, section: str) -> list[dict[str, Any]]:
@@ -69,10 +68,16 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
     """
     if os.path.isfile(user_path(datalist)):
         return load_datalist(datalist, section, modalities)
-    found = find_candidates(user_path(dataset_dir), modalities)
+    found = scans_below(user_path(dataset_dir), modalities)
     if not found:
         raise UserError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
-    return [_found(check_case_name(case, dataset_dir), files, modalities) for case, files in found.items()]
+    return found
+
+
+def scans_below(folder: str | Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
+    """The cases of a folder, as `find_scans` gives them; none where there is none."""
+    found = find_candidates(folder, modalities)
+    return [_found(check_case_name(case, folder), files, modalities) for case, files in found.items()]
 
 
 def _found(case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str]) -> dict[str, Any]:

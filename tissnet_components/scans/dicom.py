@@ -116,6 +116,19 @@ def find_series(folder: str | Path) -> list[Series]:
     return sorted(series, key=lambda one: (one.patient, one.description, one.uid))
 
 
+def holds_dicom(folder: Path) -> bool:
+    """Whether a file below a folder begins as DICOM files do."""
+    return any(_begins_as_dicom(file) for file in files_below(folder))
+
+
+def _begins_as_dicom(file: Path) -> bool:
+    try:
+        with file.open("rb") as content:
+            return content.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 @quietly()
 def read_series(series: Series) -> nib.Nifti1Image:
     """Read a series to one volume, slices in the order of their positions.

@@ -10,8 +10,11 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import SpaceKeys
+from tqdm import tqdm
 
 from tissnet_components.errors import BadCase
+from tissnet_components.scans.choice import with_series
+from tissnet_components.scans.datalist import as_list
 from tissnet_components.scans.dicom import Series, read_series
 from tissnet_components.scans.naming import find_siblings
 from tissnet_components.scans.nifti import (
@@ -20,6 +23,7 @@ from tissnet_components.scans.nifti import (
     check_readable,
     check_same_grid,
     check_three_axes,
+    without_ending,
 )
 
 
@@ -59,8 +63,7 @@ class LoadCased(MapTransform):
             grids.update({name: (volume.shape, volume.affine) for name, volume in volumes})
             check_same_grid(grids)
             loaded[key] = self._stack([volume for _, volume in volumes], volumes[0][0], data.get("case", ""))
-            if isinstance(data[key], list) and (series := [one for one in data[key] if isinstance(one, Series)]):
-                loaded[key].meta["series"] = [one.told for one in series]
+            loaded[key].meta |= _of_dicom(as_list(data[key]))
         return loaded
 
     def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
@@ -92,6 +95,8 @@ class LoadCased(MapTransform):
 class LoadImageCased(LoadCased):
     """``LoadCased`` for inference, where one file may stand for a patient: one of the scans, or a 4-D file of all.
 
+    In a list of files, a folder stands for the DICOM series of its modality below it.
+
     MONAI Label hands over one path per image. A 3-D file then stands for its siblings, found by name in its folder; a
     4-D file holds the modalities along its last axis, in the order of ``modalities``. A list of files is taken as is.
     MONAI Deploy, which reads the image itself, leaves out transforms with ``LoadImage`` in their name.
@@ -99,20 +104,24 @@ class LoadImageCased(LoadCased):
     Args:
         keys: ``image``.
         modalities: what the network expects, in order. With one alone, a file needs no particular name.
+        series: modality -> the DICOM series to take, where the user says so, see `with_series`.
 
     Raises:
         BadCase: as ``LoadCased``; a sibling is missing or doubled; a 4-D file has another number of channels.
     """
 
-    def __init__(self, keys: KeysCollection, modalities: Sequence[str]) -> None:
+    def __init__(
+        self, keys: KeysCollection, modalities: Sequence[str], series: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(keys)
-        self.modalities = list(modalities)
+        self.modalities, self.series = list(modalities), dict(series or {})
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
-        loaded = super().__call__(data)
+        scans = {key: self._with_series(data[key], data.get("case", "")) for key in self.keys if key in data}
+        loaded = super().__call__({**data, **scans})
         for key in self.key_iterator(loaded):
             # at a NIfTI name, MONAI 1.6's Spacingd takes MONAI Label's string "image_path" for a dict of metadata
-            loaded[key].meta["filename_or_obj"] = loaded[key].meta["filename_or_obj"].split(".nii")[0]
+            loaded[key].meta["filename_or_obj"] = without_ending(loaded[key].meta["filename_or_obj"])
         return loaded
 
     def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
@@ -123,6 +132,14 @@ class LoadImageCased(LoadCased):
             return self._channels(volume, str(given), check)
         one = len(self.modalities) == 1
         return super().read(given if one else find_siblings(given, self.modalities), check)
+
+    def _with_series(self, given: str | PathLike | Sequence, case: str) -> str | list[str | Series]:
+        """The scans, with a DICOM series instead of each folder; which and why is printed."""
+        scans = with_series(str(given) if isinstance(given, PathLike) else given, self.modalities, self.series)
+        for scan in as_list(scans):
+            if isinstance(scan, Series):
+                tqdm.write(f"{case}: {scan.contrast} is the {scan}: {scan.reason}")
+        return scans
 
     def _channels(self, volume: nib.Nifti1Pair, file: str, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         if volume.shape[3] != len(self.modalities):
@@ -136,3 +153,10 @@ class LoadImageCased(LoadCased):
         for name, channel in channels:
             check(np.asanyarray(channel.dataobj), name)
         return channels
+
+
+def _of_dicom(scans: Sequence) -> dict[str, list]:
+    """What is told of the DICOM series among the scans, and the files of the first scan."""
+    series = [scan for scan in scans if isinstance(scan, Series)]
+    told = {"series": [one.told for one in series]} if series else {}
+    return told | ({"dicom_files": [str(file) for file in scans[0].files]} if series[:1] == scans[:1] else {})

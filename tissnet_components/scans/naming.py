@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tissnet_components.errors import BadCase
 from tissnet_components.files import existing_folder
-from tissnet_components.scans.nifti import is_nifti, nifti_files
+from tissnet_components.scans.nifti import is_nifti, nifti_files, without_ending
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 UNFIT = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]")  # in a folder's name; the last are bytes that are no UTF-8
@@ -77,6 +77,11 @@ def find_candidates(root: str | Path, modalities: Sequence[str]) -> dict[str, di
         for case, files in candidates_below(existing_folder(root)).items()
     }
     return {case: files for case, files in candidates.items() if files}
+
+
+def tells_contrast(file: Path) -> bool:
+    """Whether a file's name tells what it shows."""
+    return bool(_case_and_modality(file))
 
 
 def doubled_file(case: str, files: Mapping[str, Sequence[Path]]) -> str | None:
@@ -159,7 +164,7 @@ def _apart(found: Sequence[tuple[tuple[str, ...], str]]) -> list[str]:
 def _case_and_modality(file: Path) -> tuple[str, str] | None:
     """What a file's name tells: the case, which may be empty, and the contrast or "seg"; None if no contrast."""
     named = file.parent if is_nifti(file.parent.name) else file  # some mirrors unpack x_flair.nii/00000057_flair.nii
-    stem = re.sub(r"\.nii(\.gz)?$", "", named.name, flags=re.IGNORECASE)
+    stem = without_ending(named.name)
     if stem == MISNAMED_SEG:
         return named.parent.name, "seg"
     if bids := BIDS_NAME.fullmatch(stem):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nibabel.openers import ImageOpener
 from tissnet_components.errors import BadCase
 from tissnet_components.files import files_below
 
+NIFTI_ENDING = re.compile(r"\.(?:nii|hdr|img)(?:\.gz)?$", re.IGNORECASE)
 LABELS = (0, 1, 2, 3, 4)  # BraTS skips 3 until 2022 and uses it from 2023 on; 4 is back for the resection cavity
 MOST_BYTES = 2**32  # of voxels: 256 mm a side at 0.25 mm, in single precision
 MOST_PACKED = 1032  # times, by deflate
@@ -27,7 +29,13 @@ def nifti_files(root: Path) -> Iterator[Path]:
 
 
 def is_nifti(name: str) -> bool:
-    return name.endswith((".nii", ".nii.gz"))
+    """By the ending alone; of a header and its image, the header counts."""
+    return bool(NIFTI_ENDING.search(name)) and not name.lower().endswith((".img", ".img.gz"))
+
+
+def without_ending(name: str) -> str:
+    """A file's name without .nii, .nii.gz, .hdr and the like; nothing else behind a dot is an ending."""
+    return NIFTI_ENDING.sub("", name)
 
 
 def check_readable(file: str | Path) -> nib.Nifti1Pair:
