@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 from cohort import oblique_affine, save, write_case, write_datalist
+from ignite.engine import Events
+from monai.data import DataLoader
 from monai.inferers import SimpleInferer
 from torch import nn
 
-from tissnet_components.errors import report_failed
-from tissnet_components.inference import CascadeInferer
-from tissnet_components.scans.cases import CheckedCases, find_scans
+from tissnet_components.errors import UserError, report_failed
+from tissnet_components.inference import CascadeInferer, CaseEvaluator
+from tissnet_components.scans import loading
+from tissnet_components.scans.cases import CaseDataset, find_scans
+from tissnet_components.scans.loading import LoadCased
+from tissnet_components.scans.nifti import check_readable
 
 SOURCES = ["t1", "t1ce", "t2"]
 OBLIQUE = oblique_affine((0.9, 1.1, 5))
@@ -27,39 +32,89 @@ def files_below(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_sound_cases_keep_only_what_is_needed(cases):
-    checked = CheckedCases(cases)
-    assert checked.good == [{"case": case["case"], "image": case["image"]} for case in cases]
-    assert checked.failed == {}
+def read(cases: list[dict], *keys: str) -> CaseDataset:
+    return CaseDataset(cases, LoadCased(keys), keys)
 
 
-def test_a_bad_case_is_set_aside_with_the_reason_and_the_others_stay(cases):
+def failures(dataset: CaseDataset) -> dict[str, str]:
+    return {item["case"]: item["failed"] for item in dataset if "failed" in item}
+
+
+def test_a_dataset_hands_on_only_what_is_needed(cases):
+    assert [list(item) for item in read(cases, "image")] == [["case", "image"]] * 3
+
+
+def test_a_bad_case_is_an_item_with_the_reason_and_the_others_are_read(cases):
     Path(cases[1]["image"][2]).write_bytes(b"no image")
-    checked = CheckedCases(cases)
-    assert [case["case"] for case in checked.good] == ["anna", "carl"]
-    assert list(checked.failed) == ["bert"]
-    assert "bert_t2.nii.gz cannot be read as NIfTI" in checked.failed["bert"]
+    dataset = read(cases, "image")
+    assert [("failed" in item, item["case"]) for item in dataset] == [(False, "anna"), (True, "bert"), (False, "carl")]
+    assert "bert_t2.nii.gz cannot be read as NIfTI" in failures(dataset)["bert"]
 
 
 def test_a_bad_label_does_not_matter_where_no_label_is_needed(cases):
     Path(cases[0]["label"]).unlink()
-    assert not CheckedCases(cases, keys=["image"]).failed
-    assert list(CheckedCases(cases, keys=["image", "target", "label"]).failed) == ["anna"]
+    assert not failures(read(cases, "image"))
+    assert list(failures(read(cases, "image", "target", "label"))) == ["anna"]
 
 
-def test_a_case_without_a_needed_entry_is_set_aside(cases):
+def test_a_case_without_a_needed_entry_says_so(cases):
     del cases[2]["label"], cases[2]["target"]
-    checked = CheckedCases(cases, keys=["image", "target", "label"])
-    assert [case["case"] for case in checked.good] == ["anna", "bert"]
-    assert "no target and no label" in checked.failed["carl"]
+    found = failures(read(cases, "image", "target", "label"))
+    assert found == {"carl": "case carl has no label, target; add it to the datalist or leave the case out"}
 
 
-def test_a_cohort_of_bad_cases_alone_is_refused_with_every_reason(cases):
-    for case in cases:
-        Path(case["image"][0]).unlink()
-    with pytest.raises(ValueError, match="none of the 3 cases can be run") as caught:
-        CheckedCases(cases)
-    assert all(case["image"][0] in str(caught.value) for case in cases)
+def test_every_file_of_a_case_is_read_once(cases, monkeypatch):
+    read_files = []
+
+    def counted(file, *rest):
+        read_files.append(str(file))
+        return check_readable(file, *rest)
+
+    monkeypatch.setattr(loading, "check_readable", counted)
+    list(read(cases, "image"))
+    assert read_files == [file for case in cases for file in case["image"]]
+
+
+class Answer(nn.Module):
+    """Runs out of memory on the second case."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise MemoryError
+        return image[:, :1]
+
+
+def evaluator(cases: list[dict], **settings) -> CaseEvaluator:
+    loader = DataLoader(read(cases, "image"), batch_size=1)
+    return CaseEvaluator(torch.device("cpu"), loader, Answer(), **settings)
+
+
+def test_an_evaluator_runs_the_other_cases_and_keeps_the_reasons(cases):
+    Path(cases[0]["image"][0]).unlink()
+    cases.append(write_case(Path(cases[0]["image"][0]).parents[1] / "dora", 3))
+    seen, engine = [], evaluator(cases)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.append([case["case"] for case in engine.state.batch])
+    )
+    engine.run()
+    assert seen == [[], ["bert"], [], ["dora"]]
+    assert list(engine.failed) == ["anna", "carl"]
+    assert "does not exist" in engine.failed["anna"]
+    assert engine.failed["carl"].startswith("out of memory (for a whole image)")
+
+
+def test_a_case_that_cannot_be_written_is_kept_with_the_reason(cases):
+    def full(data):
+        raise UserError("no room") if data["case"] == "bert" else None
+
+    engine = evaluator(cases[1:2], postprocessing=full)
+    engine.run()
+    assert engine.failed == {"bert": "no room"}
 
 
 def test_a_datalist_says_what_to_run(tmp_path, cases):
@@ -88,16 +143,15 @@ def test_modalities_come_in_the_networks_order(tmp_path, cases):
 
 def test_a_scan_without_a_modality_fails_alone_under_the_name_that_is_missing(tmp_path, cases):
     Path(cases[1]["image"][2]).unlink()
-    checked = CheckedCases(find_scans(str(tmp_path), SOURCES, "none.json", "test"))
-    assert [case["case"] for case in checked.good] == ["anna", "carl"]
-    assert f"{cases[1]['image'][2]} does not exist" in checked.failed["bert"]
+    found = failures(read(find_scans(str(tmp_path), SOURCES, "none.json", "test"), "image"))
+    assert list(found) == ["bert"]
+    assert f"{cases[1]['image'][2]} does not exist" in found["bert"]
 
 
 def test_a_case_with_two_files_of_a_modality_fails_alone(tmp_path, cases):
     twin = save(Path(cases[1]["image"][0].removesuffix(".gz")), np.ones((4, 4, 4), np.int16), np.eye(4))
-    checked = CheckedCases(find_scans(str(tmp_path), SOURCES, "none.json", "test"))
-    assert [case["case"] for case in checked.good] == ["anna", "carl"]
-    assert checked.failed == {"bert": f"both {twin} and {cases[1]['image'][0]} are t1 of bert; keep one of them"}
+    found = failures(read(find_scans(str(tmp_path), SOURCES, "none.json", "test"), "image"))
+    assert found == {"bert": f"both {twin} and {cases[1]['image'][0]} are t1 of bert; keep one of them"}
 
 
 def test_a_folder_without_scans_is_refused(tmp_path):

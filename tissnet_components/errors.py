@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-import ignite.distributed as idist
 from tqdm import tqdm
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -109,6 +108,8 @@ def report_failed(cases: Mapping[str, str]) -> None:
 
     Under torchrun every process calls this with its own cases, and one lists them all.
     """
+    import ignite.distributed as idist  # not before it is needed: the command line's help waits for no PyTorch
+
     everyone = idist.all_gather(dict(cases)) if idist.get_world_size() > 1 else [cases]
     reasons = [f"{case}: {reason}" for part in everyone for case, reason in part.items()]
     if not reasons:

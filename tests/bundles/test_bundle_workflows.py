@@ -360,15 +360,19 @@ def test_evaluation_measures_the_sound_cases_and_lists_the_others(command, work,
     assert ended.status == 1
     assert "2 not run:" in ended.printed
     assert f"bert: {cases[1]['label']} holds" in ended.printed
-    assert "carl: the datalist names no target" in ended.printed
+    assert "carl: case carl has no target; add it to the datalist" in ended.printed
     assert [row["case"] for row in rows(tmp_path / "out" / "cases.csv")] == ["anna"]
 
 
-def test_a_cohort_without_a_sound_scan_ends_in_one_sentence(command, work, tmp_path):
+def test_a_cohort_without_a_sound_scan_lists_all(command, work, tmp_path):
     case = write_case(tmp_path / "data" / "bad")
     Path(case["image"][0]).unlink()
-    sentence = command(*run("inferring", INFERENCE, tmp_path / "data", work / "models", tmp_path / "out")).sentence
-    assert f"none of the 1 cases can be run: {case['image'][0]} does not exist" in sentence
+    for entry_point, config in (("inferring", INFERENCE), ("evaluating", EVALUATE)):
+        write_datalist(tmp_path / "data", test=[case])
+        ended = command(*run(entry_point, config, tmp_path / "data", work / "models", tmp_path / entry_point))
+        assert ended.status == 1
+        assert f"1 not run:\n  bad: {case['image'][0]} does not exist" in ended.printed
+        assert files_below(tmp_path / entry_point) <= {"datalist.json"}
 
 
 def test_training_without_a_perceptor_stops_at_once_with_the_command_that_trains_one(command, data, tmp_path):

@@ -56,7 +56,9 @@ class LoadCased(MapTransform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         absent = sorted(set(self.keys) - set(data))
         if absent and not self.allow_missing_keys:
-            raise BadCase(f"case {data.get('case', '?')} has no {', '.join(absent)}; add it to the datalist")
+            raise BadCase(
+                f"case {data.get('case', '?')} has no {', '.join(absent)}; add it to the datalist or leave the case out"
+            )
         loaded, grids = dict(data), {}
         for key in self.key_iterator(loaded):
             volumes = self.read(data[key], check_label if key in self.label_keys else check_intensities)
