@@ -1,4 +1,4 @@
-"""Any DICOM folder gives the volume that its headers describe, or one sentence that names the file, cause and cure."""
+"""Any DICOM folder gives the volume that its headers describe and a DICOM SEG, or a sentence with file, cause, cure."""
 
 import contextlib
 import shutil
@@ -18,16 +18,22 @@ from odd_input import inputs, refusal, tried
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 
+from tissnet_components.results.dicom_seg import check_dicom_seg
+from tissnet_components.scans.contrast import contrast_of
 from tissnet_components.scans.dicom import IMAGE_MODALITIES, Series, find_series, read_series
 
 SHAPE = (6, 5, 4)
-WORDS = ("", "abc", "1\\2", "../../x", "/etc/x", "a\nb", "^^", "患者", "x" * 64, "nan", "0", "1e99", "-1")
+WORDS = (
+    *("", "abc", "1\\2", "../../x", "/etc/x", "a\nb", "^^", "患者", "x" * 64, "nan", "0", "1e99", "-1"),
+    *("W", "1970", "10:10:10"),
+)
 NUMBERS = ((), (0,), (0, 0), (0.5, 0.5), (-1, 1), (1e-9, 1e-9), (1e9, 1e9), (0, 0, 1), (1, 1, 1), (1, 2, 3, 4), (7,))
 AXES = ((0,) * 6, (1, 0, 0, 1, 0, 0), (1, 0, 0, 0, 1, 0), (2, 0, 0, 0, 2, 0), (1, 0, 0, 0.5, 0.5, 0))
 PLACES = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 TEXTS = (
     *("PatientName", "PatientID", "SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesDescription"),
     *("Modality", "InstanceNumber", "ContrastBolusAgent", "NumberOfFrames", "SpecificCharacterSet"),
+    *("PatientSex", "PatientBirthDate", "StudyTime", "SliceThickness", "SOPClassUID", "FrameOfReferenceUID"),
 )
 SYNTAXES = (
     "1.2.840.10008.1.2",  # implicit, as the files are not
@@ -101,10 +107,12 @@ def element(tag: str, value) -> DataElement:
 
 
 def check_volume(series: Series, exactly: bool) -> None:
+    contrast_of(series)
     image = read_series(series)
     assert image.shape[2] == len(series.files) and np.isfinite(image.affine).all()
     if exactly:
         check_described(image, series.files)
+    check_dicom_seg(series.files, {"label": "tumor", "type": "Neoplasm", "region": "Brain"}, "TISS-Net", "0.1.0")
 
 
 def check_described(image: nib.Nifti1Image, files: tuple[Path, ...]) -> None:
