@@ -38,7 +38,7 @@ def tiny_bundle(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     shutil.copytree(BUNDLES / name / "configs", folder / "configs")
     config = json.loads((folder / "configs" / "inference.json").read_text())
-    config |= {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16], "spacing_mm": [1.2, 1.2, 4]}
+    config |= {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16], "spacing_mm": [1.2, 1.2, 4], "consensus": False}
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
     parser = ConfigParser(config)
     network = parser.get_parsed_content("network_def").eval()

@@ -45,7 +45,7 @@ def segment(
     device: str | None = None,
     precision: str | None = None,
     flips: Sequence[Sequence[int]] | None = None,
-    consensus: bool = False,
+    consensus: bool | None = None,
     weights: Path | None = None,
     skip_unmatched: bool = False,
 ) -> None:
@@ -89,7 +89,8 @@ def segment(
         flips: also segment the scan mirrored, and average: [[0]] from left to right, [[0],[1]] from front to back too;
             each costs the time of one more segmentation. By default the bundle's, which is none.
         consensus: answer with the mean of two segmentations: the cascade's, and that of the perceptor, which looks at
-            the synthetic image alone. Its weights, perceptor.pt, lie beside the others.
+            the synthetic image alone. Its weights, perceptor.pt, lie beside the others. By default as the bundle says:
+            no for the glioma, yes for the schwannoma.
         weights: file of trained weights; by default the bundle's models/model.pt. The file beside it tells which scans
             they need.
         skip_unmatched: leave out what of the folder of many patients is told to be passed over; else the exit status
@@ -123,7 +124,7 @@ def segment(
         "series": {modality: name for modality, name in series.items() if name},
         "precision": precision,
         "inferer::flips": flips,
-        "consensus": consensus or None,
+        "consensus": consensus,
         "device": None if device is None else _available(device),
         "inferer::inferer::progress": not cases,
     }

@@ -27,6 +27,7 @@ OWN_RECIPE = OWN_SETTINGS | {  # of the weights that each ships
     "image_settings",
     "narrow_view",
     "contrast_curve",
+    "consensus",
 }
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "recipe")}
 
