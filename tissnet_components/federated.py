@@ -17,6 +17,8 @@ from torch import nn
 
 from tissnet_components.errors import PackageMissing, UserError
 
+OUT = Path("jobs")
+
 
 def federate(
     bundle: Path,
@@ -25,7 +27,7 @@ def federate(
     sites: int = 2,
     config_file: str | Sequence[str] = "configs/train.json",
     weights: Path | None = None,
-    out: Path = Path("jobs"),
+    out: Path = OUT,
 ) -> None:
     """Write OUT/BUNDLE, a job of federated averaging for NVFLARE's server or simulator.
 

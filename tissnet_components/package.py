@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from tissnet_components.errors import UserError
 from tissnet_components.files import files_below
 
+OUT = Path("dist")
 PACKAGE = Path(__file__).parent
 WEIGHTS = tuple(f"models/{name}.{ending}" for name in ("model", "perceptor") for ending in ("pt", "json"))
 BUNDLE_FILES = ("LICENSE", "large_files.yml", "configs/**/*", "docs/**/*", *WEIGHTS)
@@ -28,7 +29,7 @@ VERSION = r"\d+(?:\.\w+)+"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
-def package(bundle: Path | None = None, out: Path = Path("dist")) -> None:
+def package(bundle: Path | None = None, out: Path = OUT) -> None:
     """Write OUT/NAME_vVERSION.zip: a bundle that runs wherever its required packages are installed.
 
     Example:

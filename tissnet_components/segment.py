@@ -21,6 +21,7 @@ from tissnet_components.scans.dicom import holds_dicom
 from tissnet_components.scans.naming import check_case_name, tells_contrast
 from tissnet_components.scans.nifti import nifti_files, without_ending
 
+OUT = Path()
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
 
 
@@ -32,7 +33,7 @@ def segment(
     flair: Path | None = None,
     image: Path | None = None,
     cases: Path | None = None,
-    out: Path = Path(),
+    out: Path = OUT,
     case: str | None = None,
     outputs: Sequence[str] = MAPS,
     t1_series: str | None = None,
@@ -310,7 +311,8 @@ def _read_bundle(bundle: Path, weights: Path | None) -> ConfigParser:
         parser["bundle_root"] = str(bundle)
         if weights is not None:
             parser["ckpt_path"] = str(weights)
-        parser["source_modalities"], parser["widths"], parser["inferer"]
+        for name in ("source_modalities", "widths", "inferer"):
+            parser[name]
     except Exception as error:  # MONAI raises whatever a content that it does not check leads to
         raise UserError(f"{config} is not a bundle's configuration ({error}); fetch the bundle again") from error
     return parser

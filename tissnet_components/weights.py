@@ -101,7 +101,7 @@ def engine_path(weights: str | Path, precision: str, window_size: Sequence[int])
 
 
 def compact(weights: Path, out: Path) -> None:
-    """Write weights in half precision and deflated, about 45 percent of their size, as the bundles ship them.
+    """Write weights in half precision without its last bit and deflated, about 43 percent of their size.
 
     Example:
         python -m tissnet_components compact --weights runs/models/model.pt --out bundles/tissnet_brats/models/model.pt
@@ -121,7 +121,7 @@ def compact(weights: Path, out: Path) -> None:
         raise UserError(
             f"{weights} holds {others[0]!r}, which is no tensor; give the weights, not what resumes a training"
         )
-    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    state = {name: _shortened(value) if value.is_floating_point() else value for name, value in state.items()}
     overflown = [name for name, value in state.items() if not value.isfinite().all()]
     if overflown:
         raise UserError(f"{overflown[0]} of {weights} does not fit half precision; ship the weights as they are")
@@ -133,6 +133,12 @@ def compact(weights: Path, out: Path) -> None:
     beside = Path(weights).with_suffix(".json")
     if beside.is_file():
         write_whole(Path(out).with_suffix(".json"), beside.read_bytes())
+
+
+def _shortened(value: torch.Tensor) -> torch.Tensor:
+    """The nearest halves of 10 significant bits, ties to even: within 0.15 percent, and deflate saves the last bit."""
+    bits = value.half().view(torch.int16)
+    return (bits + (bits >> 1 & 1) & ~1).view(torch.float16)
 
 
 def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:

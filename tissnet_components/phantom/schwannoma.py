@@ -328,9 +328,8 @@ def t2_weighted(rng: np.random.Generator) -> tuple[MRSequence, float]:
         tr_ms = rng.uniform(4.5, 6.5)
         return partial(balanced_steady_state, tr_ms=tr_ms, te_ms=tr_ms / 2.2, flip_degrees=rng.uniform(45, 70)), tr_ms
     tr_ms = rng.uniform(9.4, 9.96)
-    return partial(
-        constructive_interference, tr_ms=tr_ms, te_ms=rng.uniform(4.23, 4.43), flip_degrees=rng.uniform(60, 74)
-    ), tr_ms
+    te_ms, flip_degrees = rng.uniform(4.23, 4.43), rng.uniform(60, 74)
+    return partial(constructive_interference, tr_ms=tr_ms, te_ms=te_ms, flip_degrees=flip_degrees), tr_ms
 
 
 def t1_weighted(rng: np.random.Generator) -> MRSequence:

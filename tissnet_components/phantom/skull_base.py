@@ -29,6 +29,7 @@ TISSUES = (
 )  # fmt: skip
 LABEL = {name: index for index, name in enumerate(TISSUES)}
 Box = tuple[slice, slice, slice]
+EVERYWHERE = (slice(None),) * 3
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Canvas:
     def fill(self, tissue: str, where: np.ndarray) -> None:
         self.labels[where] = LABEL[tissue]
 
-    def is_any(self, tissues: Sequence[str], box: Box = (slice(None),) * 3) -> np.ndarray:
+    def is_any(self, tissues: Sequence[str], box: Box = EVERYWHERE) -> np.ndarray:
         table = np.zeros(len(TISSUES), bool)
         table[[LABEL[name] for name in tissues]] = True
         return table[self.labels[box]]

@@ -28,10 +28,12 @@ from tissnet_components.scans.splits import (
     split_cases,
 )
 
+OUT = Path("datalist.json")
+
 
 def prepare_brats(
     root: Path,
-    out: Path = Path("datalist.json"),
+    out: Path = OUT,
     target: str = "flair",
     source: str | Sequence[str] | None = None,
     split: Path | None = None,

@@ -31,6 +31,7 @@ from tissnet_components.scans.naming import check_case_name
 from tissnet_components.scans.nifti import check_intensities, check_readable, check_three_axes
 from tissnet_components.scans.splits import read_split
 
+OUT = Path("vs")
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv
 PATIENT = re.compile(r"(?:VS-SEG-|vs_gk_|sub-)0*(\d+)", re.IGNORECASE)
 KINDS = {  # the end of a file's path, in TCIA's zip files or in the BIDS variant
@@ -51,7 +52,7 @@ Found = Mapping[str, Sequence[Path | Series]]  # kind -> files or series of a pa
 
 def prepare_vs(
     root: Path,
-    out: Path = Path("vs"),
+    out: Path = OUT,
     split: Path | None = None,
     structures: str | Sequence[str] | None = None,
     workers: int | None = None,

@@ -22,7 +22,7 @@ def case_by_case_table(runs: Mapping[str, Run]) -> Table:
     metrics = [("dice", "Dice (%)", 100, 1), ("hd95_mm", "HD95 (mm)", 1, 2), ("ml", "ml", 1, 1)]
     metrics = metrics if len(runs) <= FEW_METHODS else metrics[:1]
     rows = []
-    for case in sorted({case for run in runs.values() for case in run.cases}):
+    for case in sorted({name for run in runs.values() for name in run.cases}):
         volume = next(
             (run.cases[case].get("label_ml", math.nan) for run in runs.values() if case in run.cases), math.nan
         )

@@ -28,6 +28,7 @@ from tissnet_components.report.tables import (
 )
 from tissnet_components.report.wanted import check_report, evaluated
 
+OUT = Path("report.html")
 CASES = " The cases are those at the 90th, 50th and 10th percentile of the Dice of {}."
 GAINS = (
     "Each case's Dice minus that of {}: green gains, red loses. Methods of other test sets or protocols are left out."
@@ -65,7 +66,7 @@ class Shown:
 
 def report(
     runs: Path | Sequence[Path],
-    out: Path = Path("report.html"),
+    out: Path = OUT,
     title: str | None = None,
     reference: str | None = None,
     max_pictures: int = 12,

@@ -130,7 +130,7 @@ def read_patients(path: str | Path, names: Sequence[str]) -> dict[str, str]:
     try:
         table = pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
         named = dict(zip(table["case"].str.strip(), table["patient"].str.strip(), strict=True))
-    except (OSError, UnicodeError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a CSV with columns case,patient") from error
     return {**patients_of(names), **{case: patient for case, patient in named.items() if patient}}
 
