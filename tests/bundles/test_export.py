@@ -129,7 +129,7 @@ def test_tensorrt_gets_each_half_of_the_cascade_with_its_maps_by_name(bundle, mo
     monkeypatch.setattr("monai.networks.trt_compile", note)
     parser.update({"bundle_root": str(bundle), "device": torch.device("cpu")})
     network = parser.get_parsed_content("network")
-    engine = engine_path(bundle / "models" / "model.pt", "fp16", [32, 32, 16])
+    engine = engine_path(bundle / "models" / "model.pt", "fp16", parser.get_parsed_content("window_size"))
     assert calls == [
         ("generator", ["synthetic", "coarse"], ["synthetic", "coarse"], engine),
         ("segmentor", ["fine", "error"], ["fine", "error"], engine),
@@ -155,7 +155,7 @@ def test_tensorrt_gets_a_graph_of_float32_and_one_window_even_of_a_small_patient
 
     network.generator.forward = export_and_run
     parser.get_parsed_content("inferer")(torch.rand(1, 3, 20, 30, 8), network)
-    assert windows == [(1, 3, 32, 32, 16)]
+    assert windows == [(1, 3, *parser.get_parsed_content("window_size"))]
     stored = {tensor.data_type for tensor in graphs[0].graph.initializer}
     shaped = {value.type.tensor_type.elem_type for value in (*graphs[0].graph.input, *graphs[0].graph.value_info)}
     halves = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16}
