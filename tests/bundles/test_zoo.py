@@ -1,5 +1,6 @@
 """What MONAI's model zoo asks of a bundle, and every orientation that a scan may have."""
 
+import configparser
 import itertools
 import json
 import logging.config
@@ -77,7 +78,9 @@ def test_the_metadata_has_what_the_schema_requires_and_a_line_about_its_version(
     required = ["schema", "version", "changelog", "name", "monai_version", "pytorch_version", "numpy_version"]
     required += ["required_packages_version", "task", "description", "authors", "copyright", "network_data_format"]
     assert [name for name in required if not content.get(name)] == []
-    assert content["version"] == max(content["changelog"])
+    package = configparser.ConfigParser()
+    package.read(ROOT / "setup.cfg")
+    assert content["version"] == max(content["changelog"]) == package["metadata"]["version"]
     # MONAI compares versions as strings: 0.10.0 would come before 0.9.0
     assert all(re.fullmatch(r"\d\.\d\.\d", version) for version in content["changelog"])
 
