@@ -105,11 +105,9 @@ class PlainUpdate(AdversarialUpdate):
     """One iteration with a cascade for each player, and gradients that nobody uses."""
 
     def __call__(self, engine: Trainer, batchdata: dict[str, Any]) -> dict[str, torch.Tensor]:
-        source, target, label = (
-            batchdata[key].to(engine.state.device).as_tensor() for key in ("image", "target", "label")
-        )
-        self.network.train()
-        losses = self.update_discriminators(self.inferer(source, self.network), source, target, label)
-        losses |= self.loss_function(self.inferer(source, self.network), source, target, label)
-        step(losses["loss"], self.optimizer, self.scaler)
+        batch = self.prepare(engine, batchdata)
+        network = self.network.module.train()
+        losses = self.update_discriminators(self.inferer(batch.source, network), batch)
+        losses |= self.network.loss(self.inferer(batch.source, network), batch)
+        step(losses["loss"], self.network.optimizer, self.network.scaler)
         return losses

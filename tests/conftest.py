@@ -1,26 +1,18 @@
 """Tiny networks and one seeded patch for the tests of networks, losses and training."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
 from tissnet_components.cascade import TissNet
+from tissnet_components.losses import Batch
 from tissnet_components.patchgan import PatchGAN
 from tissnet_components.unet25d import DualBranchUNet25D, UNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
 REAL_GLIOMAS = Path(__file__).parents[2] / "shared" / "data" / "glioma_brats18_tcia"
-
-
-class Sample(NamedTuple):
-    """A batch of two patches, 32 x 32 x 8, each with a tumor that is bright in the target."""
-
-    source: torch.Tensor
-    target: torch.Tensor
-    label: torch.Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +21,14 @@ def seeded():
 
 
 @pytest.fixture
-def sample() -> Sample:
+def sample() -> Batch:
+    """A batch of two patches, 32 x 32 x 8, each with a tumor that is bright in the target."""
     label = torch.zeros(2, 1, 32, 32, 8)
     label[0, 0, 4:14, 6:18, 1:5] = 1
     label[1, 0, 16:26, 8:20, 3:7] = 1
     source = (0.3 * torch.randn(2, 3, 32, 32, 8) + 0.3 * label).clamp(-1, 1)
     target = (1.2 * label + source.mean(1, keepdim=True) - 0.6).clamp(-1, 1)
-    return Sample(source, target, label)
+    return Batch(source, target, label)
 
 
 @pytest.fixture

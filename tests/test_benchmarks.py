@@ -15,7 +15,7 @@ from benchmarks.measure import compare
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
-from tissnet_components.training import AdversarialUpdate
+from tissnet_components.training import AdversarialUpdate, Player
 
 WEIGHTS = {
     "global_l1": 50,
@@ -40,7 +40,8 @@ def test_the_reference_gives_the_same_maps_with_the_same_weights(network, percep
 
 
 def test_the_reference_trains_to_the_same_loss(network, perceptor, discriminators, sample):
-    batch = {name: MetaTensor(value) for name, value in zip(("image", "target", "label"), sample, strict=True)}
+    images = {"image": sample.source, "target": sample.target, "label": sample.label}
+    batch = {name: MetaTensor(value) for name, value in images.items()}
     for layer in network.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
@@ -48,14 +49,11 @@ def test_the_reference_trains_to_the_same_loss(network, perceptor, discriminator
     losses = {}
     for kind, players in ((AdversarialUpdate, (network, perceptor, discriminators)), (PlainUpdate, reference)):
         trained, judge, rivals = players
+        loss, rivals_loss = TissNetLoss(WEIGHTS, 25, judge.eval(), rivals), DiscriminatorLoss(rivals, WEIGHTS)
         update = kind(
-            trained,
-            TissNetLoss(WEIGHTS, 25, judge.eval(), rivals),
-            torch.optim.Adam(trained.parameters()),
+            Player(trained, loss, torch.optim.Adam(trained.parameters())),
             CascadeInferer(SimpleInferer()),
-            rivals,
-            DiscriminatorLoss(rivals, WEIGHTS),
-            torch.optim.Adam(rivals.parameters()),
+            Player(rivals, rivals_loss, torch.optim.Adam(rivals.parameters())),
         )
         losses[kind] = float(update(training.Engine(torch.device("cpu")), batch)["loss"])
     assert losses[PlainUpdate] == pytest.approx(losses[AdversarialUpdate], rel=1e-4)

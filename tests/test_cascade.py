@@ -251,9 +251,10 @@ def test_what_resumes_a_training_is_not_compacted(tmp_path):
         compact(str(tmp_path / "model_last.pt"), str(tmp_path / "out.pt"))
 
 
-def test_the_perceptor_is_frozen(weights):
-    perceptor = load_perceptor(UNet25D(1, WIDTHS), str(weights))
-    assert not perceptor.training
+def test_the_perceptor_stays_frozen_when_its_cascade_trains(network, perceptor):
+    """As in `synthesis_only`, where MONAI brings the validated network back to training mode."""
+    PerceivedCascade(network, perceptor).train()
+    assert not any(module.training for module in perceptor.modules())
     assert not any(parameter.requires_grad for parameter in perceptor.parameters())
 
 

@@ -70,17 +70,17 @@ def each_sample_alone(module: nn.Module) -> nn.Module:
 @pytest.fixture
 def update(network, perceptor, discriminators):
     update = adversarial_update(*map(each_sample_alone, (network, perceptor, discriminators)))
-    update.optimizer = torch.optim.SGD(network.parameters(), 1e-3)
-    update.discriminator_optimizer = torch.optim.SGD(discriminators.parameters(), 1e-3)
+    for player in update.players:
+        player.optimizer = torch.optim.SGD(player.module.parameters(), 1e-3)
     return update
 
 
 @pytest.fixture
 def batches(sample) -> list[dict[str, Any]]:
     """Two of four samples each, the last of them without tumor."""
-    twice = {key: torch.cat([value, value.flip(2)]) for key, value in sample._asdict().items()}
-    twice["label"][3] = 0
-    batch = {"image": twice["source"], "target": twice["target"], "label": twice["label"]}
+    batch = {"image": sample.source, "target": sample.target, "label": sample.label}
+    batch = {key: torch.cat([value, value.flip(2)]) for key, value in batch.items()}
+    batch["label"][3] = 0
     named = {"case": ["anna", "bert", "carl", "dora"]}
     return [{key: MetaTensor(value) for key, value in batch.items()} | named] * 2
 
@@ -94,7 +94,7 @@ def train_own_part(update, batches) -> tuple[list[dict[str, float]], dict[str, t
     first = len(batches[0]["case"]) // idist.get_world_size() * idist.get_rank()
     own = part_of(batches, slice(first, first + len(batches[0]["case"]) // idist.get_world_size()))
     losses = [losses_of(output) for output in train_each(update, own)]
-    return losses, {**update.network.state_dict(), **update.discriminators.state_dict()}
+    return losses, {**update.network.module.state_dict(), **update.discriminators.module.state_dict()}
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(update, batches, tmp_path):
@@ -111,8 +111,8 @@ def test_two_processes_train_as_one_with_the_doubled_batch(update, batches, tmp_
 
 def test_a_batch_that_one_process_cannot_use_is_skipped_by_all(update, batches, tmp_path, caplog):
     update.on_non_finite = "skip"
-    update.loss_function.weights = {"global_l1": 1.0}
-    before = copy.deepcopy(update.network.state_dict())
+    update.network.loss.weights = {"global_l1": 1.0}
+    before = copy.deepcopy(update.network.module.state_dict())
     batches[0]["target"] = batches[0]["target"].clone()
     batches[0]["target"][3] = float("nan")
     train = lambda: (*train_own_part(update, batches[:1]), caplog.text)  # noqa: E731

@@ -25,7 +25,7 @@ from tissnet_components.handlers import (
     ValidationPictures,
     losses_of,
 )
-from tissnet_components.training import averaged
+from tissnet_components.training import Player, averaged
 
 BATCHES = [torch.zeros(1)] * 3
 
@@ -34,7 +34,7 @@ class Run:
     """A training of three iterations an epoch that adds one to a weight each; ``dice`` is what validation finds."""
 
     def __init__(
-        self, folder, epochs, dice=(), interval=1, size=1, network=None, images=None, writer=None, kept=None, **more
+        self, folder, epochs, dice=(), interval=1, size=1, network=None, images=None, writer=None, average=None
     ):
         self.network = network or nn.Linear(size, 1, bias=False)
         nn.init.zeros_(self.network.weight)
@@ -42,8 +42,8 @@ class Run:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: 1 / (1 + epoch))
         self.evaluator = SimpleNamespace(state=State(best_metric=-1, best_metric_epoch=-1))
         self.dice, self.updates = dict(enumerate(dice, 1)), 0
-        state = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler, "discriminators": None, **more}
-        kept = (str(folder), "model", self.network, kept or self.network, self.evaluator, state)
+        self.player = Player(self.network, None, self.optimizer, self.scheduler, average=average)
+        kept = (str(folder), "model", self.player, self.evaluator, None)
         checkpoint = TrainingCheckpoint(*kept, interval, images, writer)
         self.trainer = Trainer("cpu", epochs, BATCHES, iteration_update=self.update, decollate=False)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
@@ -102,8 +102,8 @@ def test_of_an_averaged_training_the_average_is_kept_and_both_go_on_when_it_resu
     for epochs in (1, 2):
         network = nn.Linear(1, 1, bias=False)
         average = averaged(network, share=1)
-        run = Run(tmp_path, epochs, dice=[0.5, 0.6], network=network, kept=average.module, averaged_network=average)
-        AverageWeights(average, network).attach(run.trainer)
+        run = Run(tmp_path, epochs, dice=[0.5, 0.6], network=network, average=average)
+        AverageWeights(run.player).attach(run.trainer)
         run.train()
     assert network.weight.item() == 6
     assert weight(tmp_path / "model.pt") == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) / 6)
@@ -231,9 +231,7 @@ def test_a_folder_that_vanishes_or_becomes_unwritable_is_named(tmp_path):
 def test_a_checkpoint_reaches_the_disk_after_what_was_logged_before_it(tmp_path):
     run, seen = Run(tmp_path, 1), []
     writer = SimpleNamespace(flush=lambda: seen.append([file.name for file in tmp_path.iterdir()]))
-    TrainingCheckpoint(str(tmp_path), "other", run.network, run.network, run.evaluator, {}, writer=writer).attach(
-        run.trainer
-    )
+    TrainingCheckpoint(str(tmp_path), "other", run.player, run.evaluator, writer=writer).attach(run.trainer)
     run.train()
     assert seen == [["model_last.pt"]]
 
@@ -264,7 +262,8 @@ def test_mixed_precision_may_be_switched_on_when_resuming(tmp_path):
             state_dict=lambda on=enabled: {"scale": 1.0} if on else {}, load_state_dict=pytest.fail
         )
         trainer = Trainer("cpu", epochs, BATCHES, iteration_update=lambda engine, batch: {}, decollate=False)
-        TrainingCheckpoint(str(tmp_path), "model", network, network, evaluator, {"scaler": scaler}).attach(trainer)
+        player = Player(network, None, torch.optim.SGD(network.parameters(), 1), scaler=scaler)
+        TrainingCheckpoint(str(tmp_path), "model", player, evaluator).attach(trainer)
         trainer.run()
     assert torch.load(tmp_path / "model_last.pt", weights_only=True)["scaler"] == {"scale": 1.0}
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tissnet_components.losses import (
-    TERMS,
+    Batch,
     DiscriminatorLoss,
     ErrorPredictionConsistencyLoss,
     PerceptibilityLoss,
@@ -15,6 +15,7 @@ from tissnet_components.losses import (
     tumor_box,
 )
 
+TERMS = tuple(TissNetLoss.NEEDS)
 # A patch of 4 x 4 x 2 = 32 voxels, 4 of them tumor (2 x 2 x 1); every map is constant.
 SIZE = (4, 4, 2)
 GENERATOR, SEGMENTOR = {"encoder", "synthetic", "coarse"}, {"encoder", "fine", "error"}
@@ -63,7 +64,7 @@ def toy_loss(weights, segmentor_weight=1.0, **settings):
 def toy_terms(weights, segmentor_weight=1.0, samples=1):
     """Every term for synthetic 0.5, target -0.25, source 1."""
     loss = toy_loss(weights, segmentor_weight)
-    values = loss(toy_maps(samples), constant(1, samples), constant(-0.25, samples), small_tumor(samples))
+    values = loss(toy_maps(samples), Batch(constant(1, samples), constant(-0.25, samples), small_tumor(samples)))
     return {name: value.item() for name, value in values.items()}
 
 
@@ -128,7 +129,7 @@ def test_terms_of_weight_zero_are_not_computed():
     forbidden = nn.ModuleDict({"global": Forbidden(), "tumor": Forbidden()})
     weights = {**dict.fromkeys(TERMS, 0), "fine": 1}
     loss = TissNetLoss(weights, 1, Forbidden(), forbidden)
-    assert set(loss({"fine": constant(0.5)}, constant(0), constant(0), small_tumor())) == {"fine", "loss"}
+    assert set(loss({"fine": constant(0.5)}, Batch(constant(0), constant(0), small_tumor()))) == {"fine", "loss"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_an_impossible_objective_is_refused(build, message):
 
 def test_source_synthetic_and_target_are_masked_by_the_tumor_box():
     loss = toy_loss({"tumor_adversarial": 1})
-    loss(toy_maps(), constant(1), constant(-0.5), small_tumor())
+    loss(toy_maps(), Batch(constant(1), constant(-0.5), small_tumor()))
     seen = loss.discriminators["tumor"].seen
     assert torch.equal(seen[:, :1], small_tumor())
     assert torch.equal(seen[:, 1:], 0.5 * small_tumor())
@@ -162,7 +163,7 @@ def test_source_synthetic_and_target_are_masked_by_the_tumor_box():
 
 def test_the_tumors_margin_widens_the_mask():
     loss = toy_loss({"tumor_l1": 1}, tumor_margin=1)
-    values = loss(toy_maps(), constant(1), constant(-0.5), small_tumor())
+    values = loss(toy_maps(), Batch(constant(1), constant(-0.5), small_tumor()))
     assert values["tumor_l1"] == 1  # 2 x 2 x 1 and one voxel around: the whole patch
 
 
@@ -172,33 +173,38 @@ def test_a_sample_without_tumor_is_left_out_of_the_tumor_terms(sample, discrimin
     synthetic = torch.rand_like(sample.target)
     one_healthy = sample.label.clone()
     one_healthy[0] = 0
-    both = loss({"synthetic": synthetic}, sample.source, sample.target, one_healthy)
-    alone = loss({"synthetic": synthetic[1:]}, sample.source[1:], sample.target[1:], sample.label[1:])
+    second = Batch(sample.source[1:], sample.target[1:], sample.label[1:])
+    both = loss({"synthetic": synthetic}, Batch(sample.source, sample.target, one_healthy))
+    alone = loss({"synthetic": synthetic[1:]}, second)
     torch.testing.assert_close(both[term], alone[term])
     discriminator_loss = DiscriminatorLoss(discriminators, {"tumor_adversarial": 1})
-    both = discriminator_loss({"synthetic": synthetic}, sample.source, sample.target, one_healthy)
-    alone = discriminator_loss({"synthetic": synthetic[1:]}, sample.source[1:], sample.target[1:], sample.label[1:])
+    both = discriminator_loss({"synthetic": synthetic}, Batch(sample.source, sample.target, one_healthy))
+    alone = discriminator_loss({"synthetic": synthetic[1:]}, second)
     torch.testing.assert_close(both["tumor_discriminator"], alone["tumor_discriminator"])
 
 
 def test_without_any_tumor_there_are_no_tumor_terms():
     toys = nn.ModuleDict({"global": SumOfChannels(), "tumor": Forbidden()})
     loss = TissNetLoss(dict.fromkeys(TERMS, 1), 1, HalfBrightness(), toys)
-    values = loss(toy_maps(), constant(1), constant(-0.5), constant(0))
+    values = loss(toy_maps(), Batch(constant(1), constant(-0.5), constant(0)))
     assert set(values) == set(TERMS) - {"tumor_l1", "tumor_adversarial"} | {"loss"}
-    values = DiscriminatorLoss(toys, PAPER)({"synthetic": constant(0.5)}, constant(1), constant(-0.5), constant(0))
+    values = DiscriminatorLoss(toys, PAPER)(
+        {"synthetic": constant(0.5)}, Batch(constant(1), constant(-0.5), constant(0))
+    )
     assert set(values) == {"global_discriminator"}
 
 
 def test_tumor_terms_alone_give_a_loss_of_zero_without_tumor():
-    loss = toy_loss({"tumor_l1": 1})(toy_maps(), constant(1), constant(-0.5), constant(0))["loss"]
+    loss = toy_loss({"tumor_l1": 1})(toy_maps(), Batch(constant(1), constant(-0.5), constant(0)))["loss"]
     loss.backward()
     assert loss == 0
 
 
 def test_discriminators_score_real_as_one_and_synthetic_as_zero():
     toys = nn.ModuleDict({"global": SumOfChannels(), "tumor": SumOfChannels()})
-    values = DiscriminatorLoss(toys, PAPER)({"synthetic": constant(0.5)}, constant(1), constant(-0.5), small_tumor())
+    values = DiscriminatorLoss(toys, PAPER)(
+        {"synthetic": constant(0.5)}, Batch(constant(1), constant(-0.5), small_tumor())
+    )
     assert values["global_discriminator"] == pytest.approx(1.5**2 + (0.5 - 1) ** 2)  # Eq. 3
     in_box, outside = 1.5**2 + (0.5 - 1) ** 2, 0 + (0 - 1) ** 2
     assert values["tumor_discriminator"] == pytest.approx((4 * in_box + 28 * outside) / 32)
@@ -216,7 +222,9 @@ def test_a_discriminator_of_weight_zero_is_not_trained(name):
     toys = nn.ModuleDict({"global": SumOfChannels(), "tumor": SumOfChannels()})
     toys[name] = Forbidden()
     weights = {"global_adversarial": 1, "tumor_adversarial": 1, f"{name}_adversarial": 0}
-    values = DiscriminatorLoss(toys, weights)({"synthetic": constant(0.5)}, constant(1), constant(-0.5), small_tumor())
+    values = DiscriminatorLoss(toys, weights)(
+        {"synthetic": constant(0.5)}, Batch(constant(1), constant(-0.5), small_tumor())
+    )
     assert set(values) == {"global_discriminator", "tumor_discriminator"} - {f"{name}_discriminator"}
 
 
@@ -227,9 +235,9 @@ def test_the_generator_meets_the_discriminator_that_was_trained(sample, discrimi
     synthetic = torch.rand_like(sample.target)
     weights = {"global_adversarial": 1}
     DiscriminatorLoss(discriminators, weights)(
-        {"synthetic": synthetic}, sample.source, sample.target - 0.5, sample.label
+        {"synthetic": synthetic}, Batch(sample.source, sample.target - 0.5, sample.label)
     )
-    TissNetLoss(weights, discriminators=discriminators)({"synthetic": synthetic}, *sample)
+    TissNetLoss(weights, discriminators=discriminators)({"synthetic": synthetic}, sample)
     assert torch.equal(scores[-1], scores[-2])
 
 
@@ -307,7 +315,7 @@ def test_the_perceptor_stays_frozen_while_gradients_pass_through_it(perceptor, s
     before = {name: value.clone() for name, value in perceptor.state_dict().items()}
     synthetic = torch.zeros_like(sample.target, requires_grad=True)
     loss.train()
-    loss({"synthetic": synthetic}, *sample)["loss"].backward()
+    loss({"synthetic": synthetic}, sample)["loss"].backward()
     assert not any(module.training for module in perceptor.modules())
     assert all(parameter.grad is None for parameter in perceptor.parameters())
     assert synthetic.grad.abs().max() > 0
@@ -346,7 +354,7 @@ def test_each_term_reaches_only_its_own_branches(
     network, perceptor, discriminators, sample, term, generator, segmentor
 ):
     loss = TissNetLoss({term: 1}, perceptor=perceptor, discriminators=discriminators)
-    loss(network.cascade(sample.source), *sample)["loss"].backward()
+    loss(network.cascade(sample.source), sample)["loss"].backward()
     assert branches_with_gradients(network.generator) == generator
     assert branches_with_gradients(network.segmentor) == segmentor
     assert all(parameter.grad is None for parameter in perceptor.parameters())
@@ -361,7 +369,7 @@ def test_segmentor_terms_reach_the_generator_through_either_map(network, sample,
     maps = network.generator(sample.source)
     maps.update(network.segment(sample.source, maps))
     maps["refined"] = (1 - maps["coarse"].detach()) * maps["error"] + maps["coarse"].detach() * (1 - maps["error"])
-    TissNetLoss({term: 1})(maps, *sample)["loss"].backward()
+    TissNetLoss({term: 1})(maps, sample)["loss"].backward()
     assert branches_with_gradients(network.generator) == {"encoder", seen}
 
 
@@ -371,12 +379,12 @@ def test_segmentor_terms_reach_the_generator_through_either_map(network, sample,
 )
 def test_detach_coarse_keeps_the_segmentors_losses_from_coarse(network, sample, term, detach_coarse, reached):
     network.detach_coarse = detach_coarse
-    TissNetLoss({term: 1})(network.cascade(sample.source), *sample)["loss"].backward()
+    TissNetLoss({term: 1})(network.cascade(sample.source), sample)["loss"].backward()
     assert branches_with_gradients(network.generator) == reached
 
 
 def test_refined_takes_the_consistency_to_the_soft_coarse_segmentation(network, sample):
     network.segmentor_inputs = ["source"]  # so that no other way leads there
     network.segmentor.encoder.levels[0][0] = nn.Conv3d(3, 2, (3, 3, 1), padding=(1, 1, 0))
-    TissNetLoss({"consistency": 1})(network.cascade(sample.source), *sample)["loss"].backward()
+    TissNetLoss({"consistency": 1})(network.cascade(sample.source), sample)["loss"].backward()
     assert branches_with_gradients(network.generator) == {"encoder", "coarse"}

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,29 +12,35 @@ from torch import nn
 from tissnet_components.comparators.uagan import Uagan
 from tissnet_components.handlers import losses_of
 from tissnet_components.inference import CascadeInferer, FittedWindowInferer, best_precision
-from tissnet_components.losses import TERMS, DiscriminatorLoss, TissNetLoss
-from tissnet_components.training import AdversarialUpdate, averaged, checkpoint_levels, constant_then_linear, step
+from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
+from tissnet_components.training import (
+    AdversarialUpdate,
+    Player,
+    averaged,
+    checkpoint_levels,
+    constant_then_linear,
+    step,
+)
 from tissnet_components.unet25d import UNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
+TERMS = tuple(TissNetLoss.NEEDS)
 WEIGHTS = {**dict.fromkeys(TERMS, 1), "global_l1": 50, "tumor_l1": 200, "perceptibility": 25}
 
 
 def adversarial_update(network, perceptor, discriminators, weights=WEIGHTS, precision="float32"):
+    adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
+    loss = TissNetLoss(weights, 25.0, perceptor, discriminators)
     return AdversarialUpdate(
-        network,
-        TissNetLoss(weights, 25.0, perceptor, discriminators),
-        torch.optim.Adam(network.parameters(), 1e-2, betas=(0.5, 0.999)),
+        Player(network, loss, adam(network.parameters(), 1e-2)),
         CascadeInferer(SimpleInferer(), precision),
-        discriminators,
-        DiscriminatorLoss(discriminators, weights),
-        torch.optim.Adam(discriminators.parameters(), 1e-3, betas=(0.5, 0.999)),
+        Player(discriminators, DiscriminatorLoss(discriminators, weights), adam(discriminators.parameters(), 1e-3)),
     )
 
 
 def direct_update(network):
-    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
-    return AdversarialUpdate(network, TissNetLoss({"fine": 1}, 1.0), optimizer, CascadeInferer(SimpleInferer()))
+    player = Player(network, TissNetLoss({"fine": 1}, 1.0), torch.optim.Adam(network.parameters(), 1e-2))
+    return AdversarialUpdate(player, CascadeInferer(SimpleInferer()))
 
 
 @pytest.fixture
@@ -87,7 +94,8 @@ def test_one_iteration_gives_every_map_and_every_term(update, batch):
 
 
 def test_both_players_move_and_the_perceptor_does_not(update, batch, perceptor):
-    players = [update.network.generator, update.network.segmentor, *update.discriminators.values()]
+    network, rivals = update.network.module, update.discriminators.module
+    players = [network.generator, network.segmentor, *rivals.values()]
     before, perceptor_before = [snapshot(player) for player in players], snapshot(perceptor)
     train(update, batch)
     assert not any(unchanged(player, then) for player, then in zip(players, before, strict=True))
@@ -96,46 +104,46 @@ def test_both_players_move_and_the_perceptor_does_not(update, batch, perceptor):
 
 def test_one_iteration_runs_one_cascade(update, batch):
     runs = []
-    update.network.generator.register_forward_hook(lambda *_: runs.append("generator"))
-    update.network.segmentor.register_forward_hook(lambda *_: runs.append("segmentor"))
+    update.network.module.generator.register_forward_hook(lambda *_: runs.append("generator"))
+    update.network.module.segmentor.register_forward_hook(lambda *_: runs.append("segmentor"))
     train(update, batch)
     assert runs == ["generator", "segmentor"]
 
 
 def test_the_discriminators_step_first(update, batch):
     steps = []
-    update.optimizer.register_step_post_hook(lambda *_: steps.append("network"))
-    update.discriminator_optimizer.register_step_post_hook(lambda *_: steps.append("discriminators"))
+    update.network.optimizer.register_step_post_hook(lambda *_: steps.append("network"))
+    update.discriminators.optimizer.register_step_post_hook(lambda *_: steps.append("discriminators"))
     train(update, batch, iterations=2)
     assert steps == ["discriminators", "network", "discriminators", "network"]
 
 
 def test_the_discriminators_see_detached_maps(update, batch):
     seen = []
-    update.discriminator_loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    update.discriminators.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     update.update_network = lambda *_: {"loss": torch.tensor(0.0)}
     train(update, batch)
     assert set(seen[0]) == {"synthetic", "coarse", "fine", "error", "refined"}
     assert not any(value.requires_grad for value in seen[0].values())
-    assert without_gradients(update.network)
-    assert not without_gradients(update.discriminators)
+    assert without_gradients(update.network.module)
+    assert not without_gradients(update.discriminators.module)
 
 
 def test_the_discriminators_rest_in_the_networks_step(update, sample):
-    before = snapshot(update.discriminators)
-    update.update_network(update.inferer(sample.source, update.network), *sample)
-    assert without_gradients(update.discriminators)
-    assert unchanged(update.discriminators, before)
-    assert not without_gradients(update.network)
-    assert all(parameter.requires_grad for parameter in update.discriminators.parameters())
+    before = snapshot(update.discriminators.module)
+    update.update_network(update.inferer(sample.source, update.network.module), sample)
+    assert without_gradients(update.discriminators.module)
+    assert unchanged(update.discriminators.module, before)
+    assert not without_gradients(update.network.module)
+    assert all(parameter.requires_grad for parameter in update.discriminators.module.parameters())
 
 
 def test_a_failed_step_leaves_the_discriminators_trainable(update, sample):
     maps = {"synthetic": torch.full_like(sample.target, float("nan"))}
-    update.loss_function = TissNetLoss({"global_l1": 1})
+    update.network.loss = TissNetLoss({"global_l1": 1})
     with pytest.raises(FloatingPointError):
-        update.update_network(maps, *sample)
-    assert all(parameter.requires_grad for parameter in update.discriminators.parameters())
+        update.update_network(maps, sample)
+    assert all(parameter.requires_grad for parameter in update.discriminators.module.parameters())
 
 
 @pytest.mark.parametrize("name", ["global", "tumor"])
@@ -148,19 +156,19 @@ def test_a_discriminator_of_weight_zero_is_not_trained(network, perceptor, discr
 
 
 def test_patches_without_tumor_rest_the_tumor_discriminator(update, batch):
-    before = snapshot(update.discriminators["tumor"])
+    before = snapshot(update.discriminators.module["tumor"])
     (output,) = train(update, batch | {"label": torch.zeros_like(batch["label"])})
-    assert unchanged(update.discriminators["tumor"], before)
+    assert unchanged(update.discriminators.module["tumor"], before)
     assert not {"tumor_l1", "tumor_adversarial", "tumor_discriminator"} & set(output[0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_a_loss_that_is_not_finite_stops_before_stepping(update, batch, value):
-    before, discriminators_before = snapshot(update.network), snapshot(update.discriminators)
+    before, discriminators_before = snapshot(update.network.module), snapshot(update.discriminators.module)
     with pytest.raises(FloatingPointError, match="the loss became"):
         train(update, batch | {"target": torch.full_like(batch["target"], value)})
-    assert unchanged(update.network, before)
-    assert unchanged(update.discriminators, discriminators_before)
+    assert unchanged(update.network.module, before)
+    assert unchanged(update.discriminators.module, discriminators_before)
 
 
 def without_target(batch):
@@ -173,11 +181,11 @@ def test_the_cases_of_a_batch_that_gives_no_finite_loss_are_named(update, batch)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_stepping(update, batch):
-    before = snapshot(update.network)
-    next(update.network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    before = snapshot(update.network.module)
+    next(update.network.module.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match=r"the gradient became (inf|nan) on anna, bert"):
         train(update, batch | {"case": ["anna", "bert"]})
-    assert unchanged(update.network, before)
+    assert unchanged(update.network.module, before)
 
 
 def train_each(update, batches):
@@ -198,9 +206,7 @@ def test_a_skipped_batch_leaves_no_trace(update, batch, caplog):
     assert "the loss became nan on anna, bert: skipped" in caplog.text
     assert losses_of(skipped) == {}
     assert losses_of(trained) == losses_of(expected)
-    for name in ("network", "discriminators", "optimizer", "discriminator_optimizer"):
-        one, two = (getattr(each, name).state_dict() for each in (update, other))
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
+    torch.testing.assert_close(states(update), states(other), rtol=0, atol=0)
 
 
 def test_ten_batches_in_a_row_are_not_skipped(batch):
@@ -215,7 +221,7 @@ def test_ten_batches_in_a_row_are_not_skipped(batch):
 
 def test_an_unknown_choice_for_what_is_not_finite_is_refused(network):
     with pytest.raises(ValueError, match="on_non_finite is 'ignore'; choose one of stop, skip"):
-        AdversarialUpdate(network, None, None, None, on_non_finite="ignore")
+        AdversarialUpdate(Player(network, None, None), None, on_non_finite="ignore")
 
 
 def test_a_gradient_that_overflows_float16_is_left_to_its_scaler():
@@ -234,11 +240,11 @@ def test_old_gradients_are_dropped_before_a_step():
 
 
 def test_the_network_is_trained_in_training_mode_even_after_a_validation(update, batch):
-    update.network.eval()
-    update.discriminators.eval()
+    update.network.module.eval()
+    update.discriminators.module.eval()
     train(update, batch)
-    assert update.network.training
-    assert update.discriminators.training
+    assert update.network.module.training
+    assert update.discriminators.module.training
 
 
 def test_tiss_net_learns_two_patches_by_heart(update, batch):
@@ -260,17 +266,16 @@ def test_bfloat16_learns_too(network, perceptor, discriminators, batch):
 
 
 def states(update):
-    names = ("network", "discriminators", "optimizer", "discriminator_optimizer")
-    return {name: getattr(update, name).state_dict() for name in names}
+    return [part.state_dict() for player in update.players for part in (player.module, player.optimizer)]
 
 
 def test_checkpointing_changes_no_loss_no_weight_and_no_running_statistic(update, batch):
     other = copy.deepcopy(update)
-    checkpoint_levels(other.network, other.loss_function)
+    checkpoint_levels(other.network.module, other.network.loss)
     plain, checkpointed = (train_each(each, [batch] * 3) for each in (update, other))
     assert [losses_of(output) for output in checkpointed] == [losses_of(output) for output in plain]
     torch.testing.assert_close(states(other), states(update), rtol=0, atol=0)
-    assert other.network.generator.encoder.levels[0][1].num_batches_tracked == 3
+    assert other.network.module.generator.encoder.levels[0][1].num_batches_tracked == 3
 
 
 def kept_for_the_gradient(update, sample):
@@ -282,14 +287,14 @@ def kept_for_the_gradient(update, sample):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        maps = update.inferer(sample.source, update.network)
-        update.loss_function(maps, *sample)["loss"].backward()
+        maps = update.inferer(sample.source, update.network.module)
+        update.network.loss(maps, sample)["loss"].backward()
     return sum(kept.values())
 
 
 def test_checkpointing_keeps_less(update, sample):
     plain = kept_for_the_gradient(update, sample)
-    checkpoint_levels(update.network, update.loss_function)
+    checkpoint_levels(update.network.module, update.network.loss)
     assert kept_for_the_gradient(update, sample) < 0.5 * plain
 
 
@@ -335,8 +340,10 @@ def test_the_output_keeps_nothing_of_the_graph(update, batch):
 
 def test_the_last_iterations_gradients_are_gone_before_the_cascade(update, batch):
     seen = []
-    update.network.generator.register_forward_pre_hook(
-        lambda *_: seen.append(without_gradients(update.network) and without_gradients(update.discriminators))
+    update.network.module.generator.register_forward_pre_hook(
+        lambda *_: seen.append(
+            without_gradients(update.network.module) and without_gradients(update.discriminators.module)
+        )
     )
     train(update, batch, iterations=2)
     assert seen == [True, True]

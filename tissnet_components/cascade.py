@@ -97,7 +97,7 @@ class PerceivedCascade(nn.Module):
     def __init__(self, network: nn.Module, perceptor: nn.Module | None = None, consensus: bool = False) -> None:
         super().__init__()
         self.network = network
-        self.perceptor = perceptor
+        self.perceptor = None if perceptor is None else Frozen(perceptor)
         self.consensus = consensus
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -41,34 +41,32 @@ def share(cases: Sequence[Any], even: bool) -> list[Any]:
     return partition_dataset(cases, num_partitions=processes, even_divisible=even)[idist.get_rank()]
 
 
-def synchronise_batch_norm(modules: Sequence[nn.Module | None], device: torch.device) -> None:
-    """Let every batch norm of the modules see the batches of all processes; only on a GPU, PyTorch cannot on a CPU."""
-    for module in modules:
-        if module is not None and device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(module)
+def synchronise_batch_norm(players: Sequence[Any], device: torch.device) -> None:
+    """Let every batch norm of the players see the batches of all processes; only on a GPU, PyTorch cannot on a CPU."""
+    for player in players:
+        if player is not None and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(player.module)
 
 
 def all_samples(tensor: torch.Tensor) -> torch.Tensor:
-    """The samples of all processes; gradients flow back to each one's own.
+    """The samples of all processes; gradients flow back to each one's own. A collective, forward and backward.
 
     Shapes:
-        tensor: (B, ...), as many samples in every process.
-        returns: (processes * B, ...).
+        tensor: (B, ...), each process its own B, perhaps 0.
+        returns: (samples of all processes, ...).
     """
     if idist.get_world_size() == 1:
         return tensor
+    counts = idist.all_gather(len(tensor))
+    filled = torch.cat([tensor, tensor.new_zeros(max(counts) - len(tensor), *tensor.shape[1:])])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what shall replace it is private, and newer than our oldest
-        return torch.cat(all_gather(tensor))
-
-
-def weight_of(samples: int) -> float:
-    """What a mean over this process's samples counts for: 1 if all processes have as many, and on average."""
-    return idist.get_world_size() * samples / max(idist.all_reduce(samples), 1)
+        parts = all_gather(filled)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def mean_over_processes(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each loss as one process with all the batches would see it; what a process lacks counts 0 there, see `weight_of`.
+    """Each loss as one process with all the batches would see it; what a process lacks counts 0, see ``Batch.weight``.
 
     Shapes:
         losses, returns: scalars.

@@ -17,12 +17,12 @@ from monai.engines import Evaluator, Trainer
 from monai.transforms import Randomizable
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_whole
 from tissnet_components.results.overview import overview
+from tissnet_components.training import Player
 from tissnet_components.weights import check_image_settings, check_weights_fit, keep_image_settings, read_state
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,24 @@ class LossProgressBar(ProgressBar):
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine, output_transform=losses_of)
+
+
+class LearningRates:
+    """Steps every player's schedule of learning rates at the end of an epoch.
+
+    Args:
+        players: the network's and the discriminators'; None is left out.
+    """
+
+    def __init__(self, players: Sequence[Player | None]) -> None:
+        self.schedulers = [player.scheduler for player in players if player is not None]
+
+    def attach(self, engine: Trainer) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Trainer) -> None:
+        for scheduler in self.schedulers:
+            scheduler.step()
 
 
 class SeedEachEpoch:
@@ -67,16 +85,16 @@ class SeedEachEpoch:
 
 
 class AverageWeights:
-    """Brings an averaged network up to date after each iteration: see `training.averaged`."""
+    """Brings a player's average up to date after each iteration: see `training.averaged`."""
 
-    def __init__(self, average: AveragedModel, network: nn.Module) -> None:
-        self.average, self.network = average, getattr(network, "module", network)
+    def __init__(self, player: Player) -> None:
+        self.player = player
 
     def attach(self, engine: Trainer) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Trainer) -> None:
-        self.average.update_parameters(self.network)
+        self.player.average.update_parameters(self.player.module)
 
 
 class TrainingCheckpoint:
@@ -91,11 +109,9 @@ class TrainingCheckpoint:
     Args:
         save_dir: folder of both files, made if needed.
         name: stem of both files.
-        network: in training.
-        kept: the network that is validated, whose weights ``<name>.pt`` gets: the one in training, or its average.
+        network: the player whose weights are kept, or their average.
         evaluator: validates during training.
-        state: name -> further objects with a state dict (discriminators, optimizers, schedulers, scalers); None is
-            left out.
+        discriminators: the other player, if there is one.
         interval: epochs between two writings of the last checkpoint.
         image_settings: ``spacing_mm`` and ``percentiles`` of the training.
         writer: of TensorBoard; what it logged reaches the disk before a checkpoint does, and what it logged after the
@@ -112,21 +128,20 @@ class TrainingCheckpoint:
         self,
         save_dir: str,
         name: str,
-        network: nn.Module,
-        kept: nn.Module,
+        network: Player,
         evaluator: Evaluator,
-        state: dict[str, Any],
+        discriminators: Player | None = None,
         interval: int = 1,
         image_settings: Mapping[str, Any] | None = None,
         writer: SummaryWriter | None = None,
     ) -> None:
         self.image_settings = dict(image_settings or {})
         self.folder, self.name, self.interval, self.writer = Path(save_dir), name, interval, writer
-        self.kept, self.evaluator = getattr(kept, "module", kept), evaluator
-        self.objects = {
-            "network": getattr(network, "module", network),
-            **{key: value for key, value in state.items() if value is not None},
-        }
+        self.kept, self.evaluator = network.kept, evaluator
+        self.objects = {"network": network.module, **network.state()}
+        if discriminators is not None:
+            self.objects["discriminators"] = discriminators.module
+            self.objects |= {f"discriminator_{name}": part for name, part in discriminators.state().items()}
 
     def attach(self, engine: Trainer) -> None:
         last = self.folder / f"{self.name}_last.pt"

@@ -1,28 +1,81 @@
 """The objective: Eqs. 1-6 and 8-11. Each loss is a function of tensors and knows no weight but ``TissNetLoss``."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import ClassVar
 
+import ignite.distributed as idist
 import torch
 from monai.losses import DiceLoss
 from torch import nn
 from torch.nn import functional as F
 
-from tissnet_components.distributed import all_samples, weight_of
+from tissnet_components.cascade import Frozen
+from tissnet_components.distributed import all_samples
 from tissnet_components.errors import UserError
 from tissnet_components.patchgan import discriminate
 
-TERMS = (
-    "global_l1",
-    "global_adversarial",
-    "tumor_l1",
-    "tumor_adversarial",
-    "perceptibility",
-    "coarse",
-    "fine",
-    "error",
-    "consistency",
-)
 SEGMENTOR_TERMS = ("fine", "error", "consistency")
+Maps = dict[str, torch.Tensor]
+Needs = tuple[str, ...]
+PARTS = ("target", "label", "tumor")  # what a sample may lack
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as the losses see them; a sample may lack its target or its label, and then holds a filler instead.
+
+    Args:
+        has_target, has_label: what each sample has; by default everything.
+        everyone: ``samples`` of all processes, see `of_all_processes`.
+
+    Shapes:
+        source: (B, C, X, Y, Z), the available modalities.
+        target: (B, 1, X, Y, Z), the real missing modality.
+        label: (B, 1, X, Y, Z), the tumor mask, {0, 1}.
+        has_target, has_label: (B,) booleans.
+        everyone: (B of all processes, 3) booleans.
+    """
+
+    source: torch.Tensor
+    target: torch.Tensor
+    label: torch.Tensor
+    has_target: torch.Tensor | None = None
+    has_label: torch.Tensor | None = None
+    everyone: torch.Tensor | None = None
+
+    @cached_property
+    def samples(self) -> torch.Tensor:
+        """(B, 3) booleans: whether each sample has its target, its label, and a tumor in it."""
+        every = torch.ones(len(self.label), dtype=torch.bool)
+        target, label = (every if has is None else has.cpu() for has in (self.has_target, self.has_label))
+        return torch.stack([target, label, label & self.label.flatten(1).any(1).cpu()], dim=1)
+
+    def of_all_processes(self) -> "Batch":
+        """The same samples, knowing what those of the other processes have: a collective."""
+        return replace(self, everyone=idist.all_gather(self.samples).cpu())
+
+    def having(self, needs: Needs, maps: Maps) -> tuple[Maps, "Batch"]:
+        """The samples that have all of ``PARTS`` named, and their maps."""
+        kept = _have(self.samples, needs)
+        if kept.all():
+            return maps, self
+        own = kept.to(self.label.device)
+        chosen = Batch(self.source[own], self.target[own], self.label[own])
+        return {name: value[own] for name, value in maps.items()}, chosen
+
+    def count(self, needs: Needs) -> int:
+        """How many samples of all processes have all of these."""
+        return int(_have(self.samples if self.everyone is None else self.everyone, needs).sum())
+
+    def weight(self, needs: Needs) -> float:
+        """What a mean over this process's samples that have all of these counts for; 1 on average, 0 for none."""
+        return idist.get_world_size() * int(_have(self.samples, needs).sum()) / max(self.count(needs), 1)
+
+
+def _have(samples: torch.Tensor, needs: Needs) -> torch.Tensor:
+    return samples[:, [PARTS.index(part) for part in needs]].all(1)
 
 
 def tumor_box(label: torch.Tensor, margin: int = 0) -> torch.Tensor:
@@ -75,6 +128,12 @@ def tell_apart(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Te
     return F.mse_loss(fake_scores, torch.zeros_like(fake_scores)) + fool(real_scores)
 
 
+def in_tumor_box(label: torch.Tensor, margin: int, *images: torch.Tensor) -> list[torch.Tensor]:
+    """What the tumor-aware terms (Eq. 4) see: images times M."""
+    box = tumor_box(label, margin)
+    return [image * box for image in images]
+
+
 class ErrorPredictionConsistencyLoss(nn.Module):
     """Mean squared difference between the two refined segmentations (Eq. 8).
 
@@ -93,8 +152,7 @@ class ErrorPredictionConsistencyLoss(nn.Module):
 class PerceptibilityLoss(nn.Module):
     """Dice loss of the frozen perceptor on the synthetic image (Eq. 5).
 
-    The perceptor S_p was trained on the real target. Its own parameters get no gradient and it stays in eval mode;
-    the gradient passes through it to ``synthetic``.
+    The perceptor S_p was trained on the real target. The gradient passes through it to ``synthetic``.
 
     Shapes:
         synthetic: (B, 1, X, Y, Z) in [-1, 1].
@@ -104,79 +162,63 @@ class PerceptibilityLoss(nn.Module):
 
     def __init__(self, perceptor: nn.Module) -> None:
         super().__init__()
-        self.perceptor = perceptor.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> "PerceptibilityLoss":
-        return super().train(False)
+        self.perceptor = Frozen(perceptor)
 
     def forward(self, synthetic: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         return dice_loss(self.perceptor(synthetic), label)
 
 
-class InTumorBox:
-    """What the tumor-aware terms (Eq. 4) see: images times M, of the samples that hold a tumor.
-
-    ``empty`` tells that no sample does; the terms are then skipped. ``weight`` is 1, but for several processes: there
-    it is what these samples count for among those of all.
-    """
-
-    def __init__(self, label: torch.Tensor, margin: int = 0) -> None:
-        box = tumor_box(label, margin)
-        self.samples = box.flatten(1).any(1)
-        self.box = box[self.samples]
-        count = int(self.samples.sum())
-        self.empty, self.weight = count == 0, weight_of(count)
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return image[self.samples] * self.box
-
-
 class WeightedTerms(nn.Module):
     """An objective: named terms and their weights. A subclass says what the terms are.
 
+    Each term is computed on the samples that have what it needs, and not at all where no sample does.
+
     Args:
         loss_weights: term -> weight; a term of weight zero, or absent, is not computed.
-        known: every term there is.
         discriminators: name -> discriminator, needed by the terms ``<name>_adversarial``.
 
     Shapes:
         maps: what the network's ``cascade`` returns, (B, 1, X, Y, Z) each.
-        source: (B, C, X, Y, Z); target, label: (B, 1, X, Y, Z).
         returns: each active term unweighted, and ``loss``, their weighted sum; scalars.
 
     Raises:
         ValueError: on an unknown term, a term whose discriminator is missing, or no term at all.
     """
 
-    def __init__(
-        self, loss_weights: dict[str, float], known: Sequence[str], discriminators: nn.ModuleDict | None = None
-    ) -> None:
+    NEEDS: ClassVar[dict[str, Needs]] = {}  # every term there is -> what a sample must have for it
+    SHARED: ClassVar[tuple[str, ...]] = ()  # terms that look at the samples of all processes at once: those of Dice
+
+    def __init__(self, loss_weights: dict[str, float], discriminators: nn.ModuleDict | None = None) -> None:
         super().__init__()
-        if unknown := set(loss_weights) - set(known):
-            raise UserError(f"unknown loss terms {sorted(unknown)}; known: {sorted(known)}")
+        if unknown := set(loss_weights) - set(self.NEEDS):
+            raise UserError(f"unknown loss terms {sorted(unknown)}; known: {sorted(self.NEEDS)}")
         self.weights = {term: weight for term, weight in loss_weights.items() if weight}
         if not self.weights:
-            raise UserError(f"every loss term has weight 0; give one of {sorted(known)} another")
+            raise UserError(f"every loss term has weight 0; give one of {sorted(self.NEEDS)} another")
         for term in self.weights:
             name = term.removesuffix("_adversarial")
             if name != term and name not in (discriminators or {}):
                 raise UserError(f"the term {term} needs discriminators[{name!r}]; or set its weight to 0")
         self.discriminators = discriminators
 
-    def terms(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, Callable[[], torch.Tensor]]:
-        """How to compute each term; one that does not apply to these samples may be left out."""
+    def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
+        """How to compute each term from samples that have what it needs."""
         raise NotImplementedError
 
-    def forward(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        terms = self.terms(maps, source, target, label)
-        values = {term: terms[term]() for term in self.weights if term in terms}
-        nothing = source.new_zeros((), requires_grad=True)  # tumor-aware terms alone, on patches without tumor
+    def forward(self, maps: Maps, batch: Batch) -> dict[str, torch.Tensor]:
+        terms = cache(lambda needs: self.terms(*batch.having(needs, maps)))
+        values = {}
+        for term in self.weights:
+            needs = self.NEEDS[term]
+            weight = batch.weight(needs)
+            if weight or (term in self.SHARED and batch.count(needs)):
+                values[term] = weight * terms(needs)[term]()
+        nothing = batch.source.new_zeros((), requires_grad=True)  # no term applies to these samples
         return {**values, "loss": sum((self.weights[term] * value for term, value in values.items()), nothing)}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How many samples, of all processes, each term is computed on."""
+        return {term: batch.count(self.NEEDS[term]) for term in self.weights}
 
 
 class TissNetLoss(WeightedTerms):
@@ -197,6 +239,19 @@ class TissNetLoss(WeightedTerms):
         ValueError: as ``WeightedTerms``, or without the perceptor that ``perceptibility`` needs.
     """
 
+    NEEDS: ClassVar[dict[str, Needs]] = {
+        "global_l1": ("target",),
+        "global_adversarial": (),
+        "tumor_l1": ("target", "tumor"),
+        "tumor_adversarial": ("tumor",),
+        "perceptibility": ("label",),
+        "coarse": ("label",),
+        "fine": ("label",),
+        "error": ("label",),
+        "consistency": (),
+    }
+    SHARED = ("perceptibility", "coarse", "fine", "error")
+
     def __init__(
         self,
         loss_weights: dict[str, float],
@@ -207,43 +262,44 @@ class TissNetLoss(WeightedTerms):
     ) -> None:
         scales = dict.fromkeys(SEGMENTOR_TERMS, segmentor_weight)
         weights = {term: weight * scales.get(term, 1.0) for term, weight in loss_weights.items()}
-        super().__init__(weights, TERMS, discriminators)
+        super().__init__(weights, discriminators)
         if "perceptibility" in self.weights and perceptor is None:
             raise UserError("the term perceptibility needs a perceptor; give one or set its weight to 0")
         self.perceptibility = PerceptibilityLoss(perceptor) if "perceptibility" in self.weights else None
         self.consistency = ErrorPredictionConsistencyLoss()
         self.tumor_margin = tumor_margin
 
-    def terms(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, Callable[[], torch.Tensor]]:
+    def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         return {
-            **self._synthesis_terms(maps, source, target, label),
-            **self._tumor_terms(maps, source, target, label),
-            **self._segmentation_terms(maps, label),
+            **self._synthesis_terms(maps, batch),
+            **self._tumor_terms(maps, batch),
+            **self._segmentation_terms(maps, batch.label),
         }
 
-    def _synthesis_terms(self, maps, source, target, label) -> dict[str, Callable[[], torch.Tensor]]:
+    def _synthesis_terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         """Eqs. 1 and 5."""
         return {
-            "global_l1": lambda: F.l1_loss(maps["synthetic"], target),
-            "global_adversarial": lambda: fool(discriminate(self.discriminators["global"], source, maps["synthetic"])),
-            "perceptibility": lambda: self.perceptibility(maps["synthetic"], label),
+            "global_l1": lambda: F.l1_loss(maps["synthetic"], batch.target),
+            "global_adversarial": lambda: fool(
+                discriminate(self.discriminators["global"], batch.source, maps["synthetic"])
+            ),
+            "perceptibility": lambda: self.perceptibility(maps["synthetic"], batch.label),
         }
 
-    def _tumor_terms(self, maps, source, target, label) -> dict[str, Callable[[], torch.Tensor]]:
-        """Eq. 4; none when no sample holds a tumor."""
-        crop = InTumorBox(label, self.tumor_margin)
-        if crop.empty:
-            return {}
+    def _tumor_terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
+        """Eq. 4."""
+
+        def masked(*images: torch.Tensor) -> list[torch.Tensor]:
+            return in_tumor_box(batch.label, self.tumor_margin, *images)
+
         return {
-            "tumor_l1": lambda: crop.weight * F.l1_loss(crop(maps["synthetic"]), crop(target)),
-            "tumor_adversarial": lambda: (
-                crop.weight * fool(discriminate(self.discriminators["tumor"], crop(source), crop(maps["synthetic"])))
+            "tumor_l1": lambda: F.l1_loss(*masked(maps["synthetic"], batch.target)),
+            "tumor_adversarial": lambda: fool(
+                discriminate(self.discriminators["tumor"], *masked(batch.source, maps["synthetic"]))
             ),
         }
 
-    def _segmentation_terms(self, maps, label) -> dict[str, Callable[[], torch.Tensor]]:
+    def _segmentation_terms(self, maps: Maps, label: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
         """L_c and Eq. 9."""
         return {
             "coarse": lambda: dice_loss(maps["coarse"], label),
@@ -262,9 +318,10 @@ class DiscriminatorLoss(nn.Module):
 
     Shapes:
         maps: as the network's ``cascade`` returns them, detached.
-        source: (B, C, X, Y, Z); target, label: (B, 1, X, Y, Z).
         returns: ``<name>_discriminator`` of each discriminator, as far as it applies; scalars.
     """
+
+    NEEDS: ClassVar[dict[str, Needs]] = {"global": ("target",), "tumor": ("target", "tumor")}
 
     tell_apart = staticmethod(tell_apart)
 
@@ -274,23 +331,17 @@ class DiscriminatorLoss(nn.Module):
         self.names = [name for name in discriminators if loss_weights.get(f"{name}_adversarial", 0)]
         self.tumor_margin = tumor_margin
 
-    def forward(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        losses, pairs = {}, self.pairs(maps, source, target, label)
+    def forward(self, maps: Maps, batch: Batch) -> dict[str, torch.Tensor]:
+        losses = {}
         for name in self.names:
-            weight = weight_of(len(pairs[name][0]) if name in pairs else 0)
-            if name in pairs:
-                discriminator, (condition, real, fake) = self.discriminators[name], pairs[name]
-                real_scores, fake_scores = (discriminate(discriminator, condition, image) for image in (real, fake))
-                losses[f"{name}_discriminator"] = weight * self.tell_apart(real_scores, fake_scores)
+            weight = batch.weight(self.NEEDS[name])
+            if weight:
+                condition, real, fake = self.pairs(*batch.having(self.NEEDS[name], maps))[name]()
+                seen = (discriminate(self.discriminators[name], condition, image) for image in (real, fake))
+                losses[f"{name}_discriminator"] = weight * self.tell_apart(*seen)
         return losses
 
-    def pairs(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def pairs(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], Sequence[torch.Tensor]]]:
         """What each discriminator sees: the condition, the real image, the synthetic one."""
-        crop = InTumorBox(label, self.tumor_margin)
-        whole = {"global": (source, target, maps["synthetic"])}
-        in_box = {} if crop.empty else {"tumor": (crop(source), crop(target), crop(maps["synthetic"]))}
-        return whole | in_box
+        images = batch.source, batch.target, maps["synthetic"]
+        return {"global": lambda: images, "tumor": lambda: in_tumor_box(batch.label, self.tumor_margin, *images)}

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,14 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.checkpoint import checkpoint
 
 from tissnet_components.distributed import average_gradients, mean_over_processes
 from tissnet_components.errors import NotFinite, UserError
+from tissnet_components.losses import Batch, Maps
 from tissnet_components.unet25d import Decoder25D, Encoder25D
 
 logger = logging.getLogger(__name__)
@@ -27,19 +29,47 @@ ON_NON_FINITE = ("stop", "skip")
 MOST_SKIPPED = 10  # in a row; then it is the network that is broken, and not some batches
 
 
+@dataclass
+class Player:
+    """One of the two that play against each other: the network, or its discriminators.
+
+    Args:
+        module: what learns.
+        loss: of the maps and a ``Batch``, a dict of scalars; the step is on its ``loss``, or on the sum of all.
+        optimizer, scheduler: of the module, and of its learning rate.
+        scaler: of gradients, needed by float16 alone.
+        average: of the module's weights over the steps, see `averaged`.
+    """
+
+    module: nn.Module
+    loss: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, enabled=False))
+    average: AveragedModel | None = None
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is validated and kept: the module, or its average."""
+        return self.module if self.average is None else self.average.module
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold besides the module, by name."""
+        parts = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler, "scaler": self.scaler}
+        parts["averaged_network"] = self.average
+        return {name: part for name, part in parts.items() if part is not None}
+
+
 class AdversarialUpdate:
     """One iteration for ``monai.engines.Trainer(iteration_update=...)``: one cascade, then both players.
 
     The discriminators step first, on detached maps (Eq. 11); then generator and segmentor, with the discriminators
-    frozen (Eq. 10), as in pix2pix. Without discriminators only the network steps: direct segmentation.
+    resting (Eq. 10), as in pix2pix. Without discriminators only the network steps: direct segmentation.
 
     Args:
-        network: the ``TissNet``.
-        loss_function: ``TissNetLoss``, Eq. 10.
-        optimizer: of generator and segmentor.
+        network: the ``TissNet``, by Eq. 10.
         inferer: runs the network's cascade, in the precision wanted.
-        discriminators, discriminator_loss, discriminator_optimizer: Eq. 11; all or none.
-        scaler, discriminator_scaler: gradient scalers, needed by float16 alone.
+        discriminators: by Eq. 11.
         on_non_finite: what to do with a batch whose loss or gradient is NaN or infinite. ``stop`` the training, so that
             the last checkpoint stays good; or ``skip`` the step, keep the statistics of batch norm, and go on.
             Gradients that overflow float16 are the scalers' matter.
@@ -55,48 +85,32 @@ class AdversarialUpdate:
 
     def __init__(
         self,
-        network: nn.Module,
-        loss_function: nn.Module,
-        optimizer: Optimizer,
+        network: Player,
         inferer: Inferer,
-        discriminators: nn.Module | None = None,
-        discriminator_loss: nn.Module | None = None,
-        discriminator_optimizer: Optimizer | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-        discriminator_scaler: torch.amp.GradScaler | None = None,
+        discriminators: Player | None = None,
         on_non_finite: str = "stop",
         checkpointing: bool = False,
     ) -> None:
         if on_non_finite not in ON_NON_FINITE:
             raise UserError(f"on_non_finite is {on_non_finite!r}; choose one of {', '.join(ON_NON_FINITE)}")
         self.on_non_finite, self.skipped = on_non_finite, 0
-        self.network = network
-        self.loss_function = loss_function
-        self.optimizer = optimizer
-        self.inferer = inferer
-        self.discriminators = discriminators
-        self.discriminator_loss = discriminator_loss
-        self.discriminator_optimizer = discriminator_optimizer
-        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
-        self.discriminator_scaler = discriminator_scaler or torch.amp.GradScaler(enabled=False)
+        self.network, self.discriminators, self.inferer = network, discriminators, inferer
+        self.players = [player for player in (network, discriminators) if player is not None]
         if checkpointing:
-            checkpoint_levels(network, loss_function)
+            checkpoint_levels(network.module, network.loss)
 
     def __call__(self, engine: Trainer, batchdata: dict[str, Any]) -> dict[str, Any]:
-        source, target, label = (
-            batchdata[key].to(engine.state.device, non_blocking=engine.non_blocking).as_tensor()
-            for key in ("image", "target", "label")
-        )
-        for optimizer in filter(None, (self.optimizer, self.discriminator_optimizer)):
-            optimizer.zero_grad(set_to_none=True)  # the cascade has room for its activations instead
-        self.network.train()
+        batch = self.prepare(engine, batchdata).of_all_processes()
+        for player in self.players:
+            player.optimizer.zero_grad(set_to_none=True)  # the cascade has room for its activations instead
+        self.network.module.train()
         statistics = [(buffer, buffer.clone()) for buffer in self._buffers()] if self.on_non_finite == "skip" else []
-        maps = self.inferer(source, self.network)
+        maps = self.inferer(batch.source, self.network.module)
         losses = {}
         try:
             if self.discriminators is not None:
-                losses.update(self.update_discriminators(maps, source, target, label))
-            losses.update(self.update_network(maps, source, target, label))
+                losses.update(self.update_discriminators(maps, batch))
+            losses.update(self.update_network(maps, batch))
             self.skipped = 0
         except FloatingPointError as error:
             self._stop_or_skip(error, batchdata)
@@ -105,14 +119,24 @@ class AdversarialUpdate:
                 buffer.copy_(value)
         maps, losses = ({name: value.detach() for name, value in values.items()} for values in (maps, losses))
         losses = mean_over_processes(losses)
-        engine.state.output = {"image": source, "target": target, "label": label, "pred": maps, **losses}
+        seen = {"image": batch.source, "target": batch.target, "label": batch.label}
+        engine.state.output = {**seen, "pred": maps, **losses}
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
+    @staticmethod
+    def prepare(engine: Trainer, batchdata: dict[str, Any]) -> Batch:
+        """What the loader gives, on the engine's device."""
+        images = (
+            batchdata[key].to(engine.state.device, non_blocking=engine.non_blocking).as_tensor()
+            for key in ("image", "target", "label")
+        )
+        return Batch(*images, batchdata.get("has_target"), batchdata.get("has_label"))
+
     def _buffers(self) -> Iterable[torch.Tensor]:
         """Those of both players: the running statistics of batch norm, which a forward pass alone would spoil."""
-        for player in (self.network, self.discriminators):
-            yield from player.buffers() if player is not None else ()
+        for player in self.players:
+            yield from player.module.buffers()
 
     def _stop_or_skip(self, error: FloatingPointError, batchdata: dict[str, Any]) -> None:
         self.skipped += 1
@@ -130,26 +154,24 @@ class AdversarialUpdate:
             ) from error
         logger.warning(f"{found}: skipped")
 
-    def update_discriminators(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def update_discriminators(self, maps: Maps, batch: Batch) -> dict[str, torch.Tensor]:
         """Step D_g and D_t on detached maps; returns their losses."""
-        self.discriminators.train()
+        player = self.discriminators
+        player.module.train()
         detached = {name: value.detach() for name, value in maps.items()}
-        with self.inferer.autocast(source.device):
-            losses = self.discriminator_loss(detached, source, target, label)
-        nothing = source.new_zeros((), requires_grad=True)  # no discriminator applies, but perhaps to other processes'
-        step(sum(losses.values(), nothing), self.discriminator_optimizer, self.discriminator_scaler)
+        with self.inferer.autocast(batch.source.device):
+            losses = player.loss(detached, batch)
+        nothing = batch.source.new_zeros((), requires_grad=True)  # none applies here, but perhaps in another process
+        step(sum(losses.values(), nothing), player.optimizer, player.scaler)
         return losses
 
-    def update_network(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def update_network(self, maps: Maps, batch: Batch) -> dict[str, torch.Tensor]:
         """Step generator and segmentor; returns every term and ``loss``."""
-        with frozen(self.discriminators.parameters() if self.discriminators is not None else ()):
-            with self.inferer.autocast(source.device):
-                losses = self.loss_function(maps, source, target, label)
-            step(losses["loss"], self.optimizer, self.scaler)
+        player = self.network
+        with resting(self.discriminators.module.parameters() if self.discriminators is not None else ()):
+            with self.inferer.autocast(batch.source.device):
+                losses = player.loss(maps, batch)
+            step(losses["loss"], player.optimizer, player.scaler)
         return losses
 
 
@@ -182,8 +204,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 
 
 @contextmanager
-def frozen(parameters: Iterable[nn.Parameter]):
-    """Parameters get no gradient inside; gradients still pass through them."""
+def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters get no gradient inside; gradients still pass through them. For good, see ``cascade.Frozen``."""
     parameters = list(parameters)
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -202,9 +224,9 @@ def checkpoint_levels(*modules: nn.Module) -> None:
     """
     for part in nn.ModuleList(modules).modules():
         if isinstance(part, (Encoder25D, Decoder25D)):
-            for level in part.levels:
+            for index, level in enumerate(part.levels):
                 contexts = partial(_first_and_second_time, level)
-                level.forward = partial(checkpoint, level.forward, use_reentrant=False, context_fn=contexts)
+                part.levels[index] = checkpoint_wrapper(level, context_fn=contexts)
 
 
 def _first_and_second_time(level: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

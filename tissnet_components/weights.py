@@ -155,10 +155,10 @@ def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: 
 
 
 def load_perceptor(perceptor: nn.Module, path: str, image_settings: Mapping[str, Any] | None = None) -> nn.Module:
-    """Load S_p and freeze it: eval mode, no gradients of its own; gradients pass through to its input (Eq. 5)."""
+    """Load S_p, which ``PerceptibilityLoss`` and ``PerceivedCascade`` freeze."""
     command = (
         "train the perceptor first: python -m monai.bundle run training "
         "--config_file \"['configs/train.json','configs/direct_segmentation.json']\" --dataset_dir DIR "
         "(with the same widths and spacing)"
     )
-    return load_weights(perceptor, path, image_settings, missing=command).eval().requires_grad_(False)
+    return load_weights(perceptor, path, image_settings, missing=command)

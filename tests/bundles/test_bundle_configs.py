@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.optim.lr_scheduler import LambdaLR
 
+from tissnet_components.losses import Batch
 from tissnet_components.metrics import box_around, dice
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.transforms import NormalizeBrain
@@ -155,11 +156,11 @@ def test_training_has_the_papers_setting(name, value):
     assert parse("train").get_parsed_content(name) == value
 
 
-@pytest.mark.parametrize("player", ["", "discriminator_"])
+@pytest.mark.parametrize("player", ["network_player", "discriminator_player"])
 def test_both_players_step_by_adam_at_a_rate_constant_for_100_epochs_then_linear_to_zero_over_150(player):
-    parser = parse("train", **TINY)
-    optimizer = parser.get_parsed_content(f"{player}optimizer")
-    scheduler = parser.get_parsed_content(f"{player}lr_scheduler")
+    settings = TINY | {"loss_weights::perceptibility": 0}
+    built = parse("train", **settings).get_parsed_content(player)
+    optimizer, scheduler = built.optimizer, built.scheduler
     assert isinstance(optimizer, torch.optim.Adam)
     assert tuple(optimizer.defaults["betas"]) == (0.5, 0.999)
     assert isinstance(scheduler, LambdaLR)
@@ -222,25 +223,26 @@ def test_direct_segmentation_takes_any_input(model_name, input_keys):
 def test_checkpointing_reaches_every_level_of_the_network_and_the_perceptor(settings, checkpointing):
     parser = parse("train", **settings, checkpointing=checkpointing)
     update = parser.get_parsed_content("train::update")
-    networks = (update.network.generator, update.network.segmentor, update.loss_function.perceptibility.perceptor)
+    player = update.network
+    networks = (player.module.generator, player.module.segmentor, player.loss.perceptibility.perceptor.network)
     parts = [part for network in networks for part in (network.encoder, *network.decoders.values())]
     levels = [level for part in parts for level in part.levels]
     assert len(levels) == 2 * (5 + 2 * 4) + 5 + 4
-    assert all(isinstance(level.forward, partial) == checkpointing for level in levels)
+    assert all(isinstance(level, CheckpointWrapper) == checkpointing for level in levels)
 
 
 def train_one_patch(parser: ConfigParser) -> dict[str, torch.Tensor]:
     """The losses of one patch with a tumor; every part of the training is built."""
     inferer, loss_function = (parser.get_parsed_content(name) for name in ("train::inferer", "loss_function"))
     network = parser.get_parsed_content("network")
-    for name in ("optimizer", "lr_scheduler", "discriminator_loss", "discriminator_lr_scheduler", "scaler"):
+    for name in ("network_player", "discriminator_player"):
         parser.get_parsed_content(name)
     label = torch.zeros(2, 1, 32, 32, 8)
     label[..., 8:20, 8:20, 2:6] = 1
     source, target = torch.rand(2, 3, 32, 32, 8), torch.rand(2, 1, 32, 32, 8)
     images = {"image": source, "target": target}
     inputs = torch.cat([images[key] for key in parser.get_parsed_content("input_keys")], 1)
-    return loss_function(inferer(inputs, network), source, target, label)
+    return loss_function(inferer(inputs, network), Batch(source, target, label))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tissnet_components.comparators.pgan import PerceptualLoss, PganLoss, as_pictures, load_vgg16_features
+from tissnet_components.losses import Batch
 
 CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}  # of VGG16, as torchvision numbers them
 
@@ -27,7 +28,7 @@ def vgg16(tmp_path):
 def brightness():
     """A perceptual loss whose feature 0 is the first colour's brightness after pooling; all others are 0."""
     loss = PerceptualLoss("untrained")
-    for layer in loss.features:
+    for layer in loss.features.network:
         if isinstance(layer, nn.Conv2d):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -92,6 +93,6 @@ def test_the_objective_is_the_weighted_sum_of_three_terms(brightness):
         brightness,
     )
     synthetic, target = torch.full((1, 1, 8, 8, 2), 0.5), torch.full((1, 1, 8, 8, 2), 0.25)
-    values = loss({"synthetic": synthetic}, torch.ones_like(target), target, torch.zeros_like(target))
+    values = loss({"synthetic": synthetic}, Batch(torch.ones_like(target), target, torch.zeros_like(target)))
     assert values["global_adversarial"] == pytest.approx((1.5 - 1) ** 2)
     assert values["loss"].item() == pytest.approx(0.25 + 100 * 0.25 + 100 * 0.25 / 128)

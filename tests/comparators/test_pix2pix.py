@@ -13,6 +13,7 @@ from tissnet_components.comparators.pix2pix import (
     load_generator,
     tell_apart,
 )
+from tissnet_components.losses import Batch
 from tissnet_components.unet25d import DualBranchUNet25D
 from tissnet_components.weights import keep_image_settings
 
@@ -61,7 +62,7 @@ def test_the_objective_is_a_hundred_times_l1_and_the_adversarial_term(sample):
     discriminators = nn.ModuleDict({"global": SumOfChannels()})
     loss = Pix2PixLoss({"global_adversarial": 1, "global_l1": 100}, discriminators)
     source, maps = torch.ones(1, 1, 4, 4, 2), {"synthetic": torch.full((1, 1, 4, 4, 2), 0.5)}
-    values = loss(maps, source, torch.full((1, 1, 4, 4, 2), -0.25), torch.zeros(1, 1, 4, 4, 2))
+    values = loss(maps, Batch(source, torch.full((1, 1, 4, 4, 2), -0.25), torch.zeros(1, 1, 4, 4, 2)))
     belief = 1 / (1 + math.exp(-1.5))
     assert values["global_l1"] == pytest.approx(0.75)
     assert values["global_adversarial"] == pytest.approx(-math.log(belief))
@@ -72,7 +73,7 @@ def test_the_discriminator_is_conditioned_on_the_source():
     discriminators = nn.ModuleDict({"global": SumOfChannels()})
     loss = Pix2PixDiscriminatorLoss(discriminators, {"global_adversarial": 1})
     real, fake = torch.full((1, 1, 4, 4, 2), 1.0), torch.full((1, 1, 4, 4, 2), -2.0)
-    values = loss({"synthetic": fake}, torch.ones(1, 1, 4, 4, 2), real, torch.zeros(1, 1, 4, 4, 2))
+    values = loss({"synthetic": fake}, Batch(torch.ones(1, 1, 4, 4, 2), real, torch.zeros(1, 1, 4, 4, 2)))
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2  # scores 1 + 1 and 1 - 2
     assert values == {"global_discriminator": pytest.approx(expected)}
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from tissnet_components.cascade import TissNet
 from tissnet_components.comparators.pscgan import PriorThenSynthesis, PscganDiscriminatorLoss, PscganLoss
+from tissnet_components.losses import Batch
 from tissnet_components.unet25d import DualBranchUNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
@@ -37,12 +38,10 @@ def constant(value, channels=1):
 
 
 def batch():
-    """Maps, source, target and label, each known by its value."""
+    """Maps and a batch, each tensor known by its value."""
     return (
         {"coarse": constant(0.25), "synthetic": constant(-0.5), "fine": constant(0.75)},
-        constant(3, 2),
-        constant(4),
-        constant(1),
+        Batch(constant(3, 2), constant(4), constant(1)),
     )
 
 

@@ -14,6 +14,7 @@ from tissnet_components.comparators.uagan import (
     UaganLoss,
     gradient_penalty,
 )
+from tissnet_components.losses import Batch
 from tissnet_components.training import constant_then_linear
 
 WIDTHS = [2, 4, 4, 4, 4]
@@ -159,7 +160,7 @@ def test_the_critic_tells_the_real_target_from_the_synthetic_and_names_every_rea
     monkeypatch.setattr("tissnet_components.comparators.uagan.gradient_penalty", lambda *_: torch.tensor(0.5))
     loss = ContrastCriticLoss(Brightness(), {"wasserstein": 1, "gradient_penalty": 10, "real_contrast": 1})
     source, target, synthetic = constant(7, 2, samples=1), constant(0.75, samples=1), constant(0.5, samples=1)
-    values = loss({"synthetic": synthetic}, source, target, torch.zeros_like(target))
+    values = loss({"synthetic": synthetic}, Batch(source, target, torch.zeros_like(target)))
     assert values["wasserstein"].item() == pytest.approx(0.5 - 0.75)
     assert values["gradient_penalty"] == pytest.approx(5)
     assert values["real_contrast"].item() == pytest.approx(0, abs=1e-5)  # Brightness names them in their order
@@ -169,7 +170,7 @@ def test_the_translated_image_is_translated_back_and_segmented():
     painter, source = Painter(), torch.cat([constant(5), constant(3)], 1)
     loss = UaganLoss(WEIGHTS, painter, Brightness(), Epoch(59), 60)
     maps = {"synthetic": constant(0.5), "fine": constant(1)}
-    values = loss(maps, source, constant(0), constant(1))
+    values = loss(maps, Batch(source, constant(0), constant(1)))
     assert torch.equal(painter.image, constant(0.5, 2))  # in place of both source contrasts
     assert set(painter.contrast.tolist()) <= {0, 1}
     back = torch.tensor([5.0, 3.0])[painter.contrast] - painter.contrast
@@ -185,7 +186,7 @@ def test_as_configured_it_is_tested_as_it_was_trained(sample):
     parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "comparators" / "uagan.json")])
     parser.update({"widths": WIDTHS, "dropout": [0.0] * 5, "device": "$torch.device('cpu')"})
     network = parser.get_parsed_content("network").train()
-    UaganLoss(WEIGHTS, network, ContrastCritic(4, 2), Epoch(0))(network.cascade(sample.source), *sample)
+    UaganLoss(WEIGHTS, network, ContrastCritic(4, 2), Epoch(0))(network.cascade(sample.source), sample)
     trained = network(sample.source)
     torch.testing.assert_close(network.eval()(sample.source), trained)
 
@@ -197,18 +198,18 @@ def test_the_critic_should_take_the_translation_for_the_target(named, loss):
     def critic(image):
         return image, 100 * torch.eye(3)[[named] * len(image)]
 
-    batch = torch.cat([constant(5), constant(3)], 1), constant(0), constant(1)
+    batch = Batch(torch.cat([constant(5), constant(3)], 1), constant(0), constant(1))
     maps = {"synthetic": constant(0.5), "fine": constant(1)}
-    terms = UaganLoss(WEIGHTS, Painter(), critic, Epoch(0)).terms(maps, *batch)
+    terms = UaganLoss(WEIGHTS, Painter(), critic, Epoch(0)).terms(maps, batch)
     assert terms["contrast"]().item() == pytest.approx(loss)
 
 
 @pytest.mark.parametrize(("epochs_done", "share"), [(0, 1 / 60), (29, 0.5), (59, 1), (200, 1)])
 def test_the_shape_loss_grows_over_sixty_epochs(epochs_done, share):
     maps = {"synthetic": constant(0.5), "fine": constant(1)}
-    batch = constant(5, 2), constant(0), constant(1)
+    batch = Batch(constant(5, 2), constant(0), constant(1))
     value, full = (
-        UaganLoss(WEIGHTS, Painter(), Brightness(), Epoch(done), 60)(maps, *batch)["shape"]
+        UaganLoss(WEIGHTS, Painter(), Brightness(), Epoch(done), 60)(maps, batch)["shape"]
         for done in (epochs_done, 999)
     )
     assert value == pytest.approx(share * full.item())
@@ -228,5 +229,5 @@ def test_every_term_trains_the_network(uagan, sample):
     critic = ContrastCritic(4, 2)
     for term in WEIGHTS:
         uagan.zero_grad()
-        UaganLoss({term: 1}, uagan, critic, Epoch(0))(uagan.cascade(sample.source), *sample)["loss"].backward()
+        UaganLoss({term: 1}, uagan, critic, Epoch(0))(uagan.cascade(sample.source), sample)["loss"].backward()
         assert uagan.translation_encoder.levels[0][0].weight.grad.abs().sum() > 0

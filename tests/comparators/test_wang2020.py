@@ -64,7 +64,7 @@ def test_feature_consistency_trains_the_generator_and_not_the_features(wang, sam
     wang.train()
     before = copy.deepcopy(wang.segmentor.state_dict())
     maps = {"synthetic": wang.generator(sample.source)["synthetic"]}
-    WangLoss({"features": 1}, wang, 5)(maps, *sample)["loss"].backward()
+    WangLoss({"features": 1}, wang, 5)(maps, sample)["loss"].backward()
     assert with_gradients(wang) == {"generator"}
     assert wang.segmentor.encoder.training
     assert all(parameter.requires_grad for parameter in wang.parameters())
@@ -78,7 +78,7 @@ def test_an_encoder_in_eval_mode_stays_in_it(wang, sample):
 
 def test_segmentation_trains_both_networks_end_to_end(wang, sample):
     maps = wang.cascade(sample.source)
-    WangLoss({"fine": 1}, wang, 5)(maps, *sample)["loss"].backward()
+    WangLoss({"fine": 1}, wang, 5)(maps, sample)["loss"].backward()
     assert with_gradients(wang) == {"generator", "segmentor"}
 
 
@@ -90,4 +90,4 @@ def test_the_objective_is_the_weighted_sum(wang, sample):
         + 2 * loss.feature_consistency(maps["synthetic"], sample.target)
         + 25 * dice_loss(maps["fine"], sample.label)
     )
-    torch.testing.assert_close(loss(maps, *sample)["loss"], expected)
+    torch.testing.assert_close(loss(maps, sample)["loss"], expected)

@@ -7,13 +7,15 @@ ImageNet's mean and SD.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tissnet_components.cascade import Frozen
 from tissnet_components.errors import FileMissing
-from tissnet_components.losses import WeightedTerms, fool
+from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, fool
 from tissnet_components.patchgan import discriminate
 from tissnet_components.weights import check_weights_fit, read_state
 
@@ -63,7 +65,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, weights: str) -> None:
         super().__init__()
-        self.features = load_vgg16_features(weights).requires_grad_(False)
+        self.features = Frozen(load_vgg16_features(weights))
 
     def forward(self, synthetic: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.l1_loss(*(self.features(as_pictures(image)).float() for image in (synthetic, target)))
@@ -83,15 +85,17 @@ class PganLoss(WeightedTerms):
         perceptual: a ``PerceptualLoss``.
     """
 
+    NEEDS: ClassVar[dict[str, Needs]] = {"global_adversarial": (), "global_l1": ("target",), "perceptual": ("target",)}
+
     def __init__(self, loss_weights: dict[str, float], discriminators: nn.ModuleDict, perceptual: nn.Module) -> None:
-        super().__init__(loss_weights, ("global_adversarial", "global_l1", "perceptual"), discriminators)
+        super().__init__(loss_weights, discriminators)
         self.perceptual = perceptual
 
-    def terms(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, Callable[[], torch.Tensor]]:
+    def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         return {
-            "global_adversarial": lambda: fool(discriminate(self.discriminators["global"], source, maps["synthetic"])),
-            "global_l1": lambda: F.l1_loss(maps["synthetic"], target),
-            "perceptual": lambda: self.perceptual(maps["synthetic"], target),
+            "global_adversarial": lambda: fool(
+                discriminate(self.discriminators["global"], batch.source, maps["synthetic"])
+            ),
+            "global_l1": lambda: F.l1_loss(maps["synthetic"], batch.target),
+            "perceptual": lambda: self.perceptual(maps["synthetic"], batch.target),
         }

@@ -6,14 +6,14 @@ Two trainings. The first one's network is a ``TissNet`` without segmentor; in th
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tissnet_components.cascade import Frozen, TissNet
-from tissnet_components.losses import DiscriminatorLoss, WeightedTerms
+from tissnet_components.losses import Batch, DiscriminatorLoss, Maps, Needs, WeightedTerms
 from tissnet_components.patchgan import discriminate
 from tissnet_components.weights import load_weights
 
@@ -37,15 +37,14 @@ class Pix2PixLoss(WeightedTerms):
         discriminators: ``global``, a conditional PatchGAN.
     """
 
-    def __init__(self, loss_weights: dict[str, float], discriminators: nn.ModuleDict) -> None:
-        super().__init__(loss_weights, ("global_adversarial", "global_l1"), discriminators)
+    NEEDS: ClassVar[dict[str, Needs]] = {"global_adversarial": (), "global_l1": ("target",)}
 
-    def terms(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, Callable[[], torch.Tensor]]:
+    def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         return {
-            "global_adversarial": lambda: fool(discriminate(self.discriminators["global"], source, maps["synthetic"])),
-            "global_l1": lambda: F.l1_loss(maps["synthetic"], target),
+            "global_adversarial": lambda: fool(
+                discriminate(self.discriminators["global"], batch.source, maps["synthetic"])
+            ),
+            "global_l1": lambda: F.l1_loss(maps["synthetic"], batch.target),
         }
 
 

@@ -5,13 +5,14 @@ Known from the abstract alone: losses and weights here are guesses, and no resul
 The network is a ``TissNet``: its generator is ``PriorThenSynthesis``, its segmentor sees the synthetic image alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tissnet_components.losses import DiscriminatorLoss, WeightedTerms, dice_loss, fool
+from tissnet_components.losses import Batch, DiscriminatorLoss, Maps, Needs, WeightedTerms, dice_loss, fool
 from tissnet_components.patchgan import discriminate
 
 
@@ -37,14 +38,13 @@ class PriorThenSynthesis(nn.Module):
         return {"coarse": coarse, **self.synthesis(torch.cat([image, coarse], dim=1))}
 
 
-def stage_pairs(
-    maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def stage_pairs(maps: Maps, batch: Batch) -> dict[str, Callable[[], Sequence[torch.Tensor]]]:
     """What each stage's discriminator sees: what the stage was given, what it should have made, what it made."""
+    source_and_prior = torch.cat([batch.source, maps["coarse"]], dim=1)
     return {
-        "coarse": (source, label, maps["coarse"]),
-        "synthetic": (torch.cat([source, maps["coarse"]], dim=1), target, maps["synthetic"]),
-        "fine": (maps["synthetic"], label, maps["fine"]),
+        "coarse": lambda: (batch.source, batch.label, maps["coarse"]),
+        "synthetic": lambda: (source_and_prior, batch.target, maps["synthetic"]),
+        "fine": lambda: (maps["synthetic"], batch.label, maps["fine"]),
     }
 
 
@@ -57,23 +57,23 @@ class PscganLoss(WeightedTerms):
         discriminators: ``coarse``, ``synthetic`` and ``fine``.
     """
 
-    def __init__(self, loss_weights: dict[str, float], discriminators: nn.ModuleDict) -> None:
-        stages = ("coarse_adversarial", "synthetic_adversarial", "fine_adversarial")
-        super().__init__(loss_weights, ("coarse", "synthetic_l1", "fine", *stages), discriminators)
+    NEEDS: ClassVar[dict[str, Needs]] = dict.fromkeys(
+        ("coarse", "synthetic_l1", "fine", "coarse_adversarial", "synthetic_adversarial", "fine_adversarial"),
+        ("target", "label"),
+    )
+    SHARED = ("coarse", "fine")
 
-    def terms(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, Callable[[], torch.Tensor]]:
-        pairs = stage_pairs(maps, source, target, label)
+    def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
+        pairs = stage_pairs(maps, batch)
 
         def adversarial(stage: str) -> torch.Tensor:
-            condition, _, fake = pairs[stage]
+            condition, _, fake = pairs[stage]()
             return fool(discriminate(self.discriminators[stage], condition, fake))
 
         return {
-            "coarse": lambda: dice_loss(maps["coarse"], label),
-            "synthetic_l1": lambda: F.l1_loss(maps["synthetic"], target),
-            "fine": lambda: dice_loss(maps["fine"], label),
+            "coarse": lambda: dice_loss(maps["coarse"], batch.label),
+            "synthetic_l1": lambda: F.l1_loss(maps["synthetic"], batch.target),
+            "fine": lambda: dice_loss(maps["fine"], batch.label),
             "coarse_adversarial": lambda: adversarial("coarse"),
             "synthetic_adversarial": lambda: adversarial("synthetic"),
             "fine_adversarial": lambda: adversarial("fine"),
@@ -82,5 +82,7 @@ class PscganLoss(WeightedTerms):
 
 class PscganDiscriminatorLoss(DiscriminatorLoss):
     """``DiscriminatorLoss`` (least squares) of the three stages."""
+
+    NEEDS: ClassVar[dict[str, Needs]] = dict.fromkeys(("coarse", "synthetic", "fine"), ("target", "label"))
 
     pairs = staticmethod(stage_pairs)

@@ -11,6 +11,7 @@ this package's Dice instead of cross-entropy.
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from monai.networks.blocks import Convolution
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
-from tissnet_components.losses import WeightedTerms, dice_loss
+from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, dice_loss
 from tissnet_components.patchgan import PatchGAN
 from tissnet_components.unet25d import DROPOUT, PLANAR_LEVELS, DualBranchUNet25D, Encoder25D, Norm, pad_far_ends
 
@@ -137,6 +138,8 @@ class UaganLoss(WeightedTerms):
         shape_epochs: over which ``shape`` grows linearly to its weight.
     """
 
+    NEEDS: ClassVar[dict[str, Needs]] = dict.fromkeys(("adversarial", "contrast", "cycle", "fine", "shape"), ())
+
     def __init__(
         self,
         loss_weights: dict[str, float],
@@ -145,7 +148,7 @@ class UaganLoss(WeightedTerms):
         lr_scheduler: LRScheduler,
         shape_epochs: int = 60,
     ) -> None:
-        super().__init__(loss_weights, ("adversarial", "contrast", "cycle", "fine", "shape"))
+        super().__init__(loss_weights)
         self.network = getattr(network, "module", network)
         self.critic = critic
         self.lr_scheduler = lr_scheduler
@@ -156,20 +159,18 @@ class UaganLoss(WeightedTerms):
         """The share of its weight that ``shape`` has in this epoch."""
         return min(1.0, (self.lr_scheduler.last_epoch + 1) / self.shape_epochs)
 
-    def terms(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, Callable[[], torch.Tensor]]:
+    def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         scores, contrast = self.critic(maps["synthetic"])
-        samples, channels = source.shape[:2]
-        origin = torch.randint(channels, (samples,), device=source.device)
+        samples, channels = batch.source.shape[:2]
+        origin = torch.randint(channels, (samples,), device=batch.source.device)
         back = self.network.translate(maps["synthetic"].expand(-1, channels, -1, -1, -1), origin)
-        original = source[torch.arange(samples, device=source.device), origin].unsqueeze(1)
+        original = batch.source[torch.arange(samples, device=origin.device), origin].unsqueeze(1)
         return {
             "adversarial": lambda: -scores.mean(),
             "contrast": lambda: F.cross_entropy(contrast, torch.full_like(origin, channels)),
             "cycle": lambda: F.l1_loss(back["synthetic"], original),
-            "fine": lambda: dice_loss(maps["fine"], label),
-            "shape": lambda: self.shape_ramp * dice_loss(back["fine"], label),
+            "fine": lambda: dice_loss(maps["fine"], batch.label),
+            "shape": lambda: self.shape_ramp * dice_loss(back["fine"], batch.label),
         }
 
 
@@ -181,7 +182,7 @@ class ContrastCriticLoss(nn.Module):
         critic_weights: of ``wasserstein``, ``gradient_penalty`` and ``real_contrast``.
 
     Shapes:
-        maps, source, target, label: as in ``DiscriminatorLoss``.
+        maps: as in ``DiscriminatorLoss``.
         returns: the three terms, each with its weight; scalars.
     """
 
@@ -190,16 +191,14 @@ class ContrastCriticLoss(nn.Module):
         self.critic = critic
         self.weights = critic_weights
 
-    def forward(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        real = torch.cat([source, target], dim=1)
+    def forward(self, maps: Maps, batch: Batch) -> dict[str, torch.Tensor]:
+        real = torch.cat([batch.source, batch.target], dim=1)
         samples, contrasts = real.shape[:2]
         scores, named = self.critic(real.flatten(0, 1).unsqueeze(1))
         contrast = torch.arange(contrasts, device=real.device).repeat(samples)
         terms = {
             "wasserstein": self.critic(maps["synthetic"])[0].mean() - scores[contrasts - 1 :: contrasts].mean(),
-            "gradient_penalty": gradient_penalty(self.critic, target, maps["synthetic"]),
+            "gradient_penalty": gradient_penalty(self.critic, batch.target, maps["synthetic"]),
             "real_contrast": F.cross_entropy(named, contrast),
         }
         return {name: self.weights[name] * value for name, value in terms.items()}

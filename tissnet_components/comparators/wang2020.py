@@ -7,13 +7,14 @@ The network is a ``TissNet`` whose generator gives ``synthetic`` alone and whose
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tissnet_components.losses import WeightedTerms, dice_loss
-from tissnet_components.training import frozen
+from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, dice_loss
+from tissnet_components.training import resting
 
 
 def lesion_weighted_l1(
@@ -36,7 +37,7 @@ def high_level_features(encoder: nn.Module, image: torch.Tensor) -> torch.Tensor
     """
     was_training = encoder.training
     encoder.eval()
-    with frozen(encoder.parameters()):
+    with resting(encoder.parameters()):
         features = encoder(image)[-1]
     encoder.train(was_training)
     return features
@@ -52,18 +53,23 @@ class WangLoss(WeightedTerms):
         lesion_weight: how often a voxel of the lesion counts.
     """
 
+    NEEDS: ClassVar[dict[str, Needs]] = {
+        "lesion_l1": ("target", "label"),
+        "features": ("target",),
+        "fine": ("label",),
+    }
+    SHARED = ("fine",)
+
     def __init__(self, loss_weights: dict[str, float], network: nn.Module, lesion_weight: float) -> None:
-        super().__init__(loss_weights, ("lesion_l1", "features", "fine"))
+        super().__init__(loss_weights)
         self.network = getattr(network, "module", network)
         self.lesion_weight = lesion_weight
 
-    def terms(
-        self, maps: dict[str, torch.Tensor], source: torch.Tensor, target: torch.Tensor, label: torch.Tensor
-    ) -> dict[str, Callable[[], torch.Tensor]]:
+    def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         return {
-            "lesion_l1": lambda: lesion_weighted_l1(maps["synthetic"], target, label, self.lesion_weight),
-            "features": lambda: self.feature_consistency(maps["synthetic"], target),
-            "fine": lambda: dice_loss(maps["fine"], label),
+            "lesion_l1": lambda: lesion_weighted_l1(maps["synthetic"], batch.target, batch.label, self.lesion_weight),
+            "features": lambda: self.feature_consistency(maps["synthetic"], batch.target),
+            "fine": lambda: dice_loss(maps["fine"], batch.label),
         }
 
     def feature_consistency(self, synthetic: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
