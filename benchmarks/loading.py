@@ -24,7 +24,7 @@ def build(variant: str) -> Callable[[], dict]:
     write_datalist(Path(folder.name), CASES)
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "recipe.json")])
-    parser.update({"dataset_dir": folder.name, **VARIANTS[variant]})
+    parser.update({"dataset_dir": folder.name, "tumor_paste": 0, **VARIANTS[variant]})
     start = time.perf_counter()
     loader = parser.get_parsed_content("train::dataloader")
     prepared = time.perf_counter() - start
