@@ -43,6 +43,15 @@ def test_slices_stored_from_top_to_bottom_make_the_same_image(tmp_path):
     assert read.dataobj[i, j, k] == volume().dataobj[1, 2, 3]
 
 
+@pytest.mark.parametrize("kind", ["1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.4.1"])
+def test_the_place_does_not_depend_on_the_kind_of_object_that_a_header_names(tmp_path, kind):
+    items = slices_of(volume())
+    for item in items:
+        item.SOPClassUID = kind
+    save_all(items, tmp_path)
+    np.testing.assert_allclose(read_series(the_only(tmp_path)).affine, volume().affine, atol=1e-4)
+
+
 def test_rescale_slope_and_intercept_are_applied(tmp_path):
     items = slices_of(volume())
     for item in items:

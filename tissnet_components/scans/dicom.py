@@ -146,25 +146,17 @@ def read_series(series: Series) -> nib.Nifti1Image:
         raise BadCase(
             f"{series.files[0]} is {series.modality or 'of no Modality'}, expected {' or '.join(IMAGE_MODALITIES)}"
         )
-    files = _in_order(series)
+    files, affine = _in_order(series)
     try:
         image = itk.imread([str(file) for file in files], itk.F, imageio=itk.GDCMImageIO.New())
     except Exception as error:  # of a file that no reader takes, ITK 5.4 raises UnboundLocalError
         raise BadCase(
             f"{_first_bad(files)} cannot be read to its end as DICOM; fetch it again, or export it uncompressed"
         ) from error
-    check_extent(affine_of(image), image.shape[::-1], series.files[0].parent)
+    check_extent(affine, image.shape[::-1], series.files[0].parent)
     array = itk.array_from_image(image).T
     whole = array.astype(np.int16)
-    return nib.Nifti1Image(whole if np.array_equal(whole, array) else array, affine_of(image))
-
-
-def affine_of(image: Any) -> np.ndarray:
-    """The 4x4 affine in RAS mm of an ITK image, whose own geometry is LPS."""
-    affine = np.eye(4)
-    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return LPS_TO_RAS @ affine
+    return nib.Nifti1Image(whole if np.array_equal(whole, array) else array, affine)
 
 
 def import_pydicom() -> ModuleType:
@@ -239,8 +231,11 @@ def _series(uid: str, instances: list[tuple[Path, dict[str, str]]], unreadable: 
     return Series(uid, *texts, files, headers, tuple(unreadable))
 
 
-def _in_order(series: Series) -> list[Path]:
-    """The files along the normal of the slices, after checking that they make one regular stack."""
+def _in_order(series: Series) -> tuple[list[Path], np.ndarray]:
+    """The files along the normal of the slices, after checking that they make one regular stack, and its affine.
+
+    The affine is that of the headers, in RAS mm: ITK 5.4 passes over the spacing of some SOPClassUIDs.
+    """
     slices = [(file, _geometry(file)) for file in series.files]
     first = slices[0][1]
     for file, geometry in slices[1:]:
@@ -253,8 +248,13 @@ def _in_order(series: Series) -> list[Path]:
     normal = np.cross(first["ImageOrientationPatient"][:3], first["ImageOrientationPatient"][3:])
     slices.sort(key=lambda item: float(np.dot(item[1]["ImagePositionPatient"], normal)))
     files = [file for file, _ in slices]
-    _check_stack(files, np.array([geometry["ImagePositionPatient"] for _, geometry in slices]), normal)
-    return files
+    places = np.array([geometry["ImagePositionPatient"] for _, geometry in slices])
+    _check_stack(files, places, normal)
+    axes_mm = first["ImageOrientationPatient"].reshape(2, 3) * first["PixelSpacing"][::-1, None]
+    lps = np.vstack(
+        [np.column_stack([*axes_mm, (places[-1] - places[0]) / (len(places) - 1), places[0]]), [0, 0, 0, 1]]
+    )
+    return files, LPS_TO_RAS @ lps
 
 
 def _geometry(file: Path) -> dict[str, np.ndarray]:
