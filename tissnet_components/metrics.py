@@ -20,7 +20,7 @@ from scipy.spatial import KDTree
 
 from tissnet_components.errors import UserError
 
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
 SEGMENTATIONS = {  # map -> its name in the columns
     "coarse": "coarse",
     "fine": "fine",
@@ -39,9 +39,9 @@ SSIM_SLAB = 32  # places along X at a time: stays in the processor's cache
 
 def dice(prediction: torch.Tensor, label: torch.Tensor) -> float:
     """Dice overlap of two masks (X, Y, Z), thresholded at 0.5. 1 when both are empty, 0 when only one is."""
-    prediction, label = _mask(prediction), _mask(label)
-    size = np.count_nonzero(prediction) + np.count_nonzero(label)
-    return 2 * np.count_nonzero(prediction & label) / size if size else 1.0
+    predicted, true = _mask(prediction), _mask(label)
+    size = np.count_nonzero(predicted) + np.count_nonzero(true)
+    return 2 * np.count_nonzero(predicted & true) / size if size else 1.0
 
 
 def surface_distances_mm(
@@ -73,7 +73,7 @@ def surface_mm(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
 
 def psnr(synthetic: torch.Tensor, target: torch.Tensor) -> float:
     """Peak signal to noise ratio in dB of two images (X, Y, Z) in [-1, 1]; infinite when they are equal."""
-    return float(PSNRMetric(max_val=DATA_RANGE)(synthetic[None, None], target[None, None]))
+    return float(torch.as_tensor(PSNRMetric(max_val=DATA_RANGE)(synthetic[None, None], target[None, None])))
 
 
 def ssim(synthetic: torch.Tensor, target: torch.Tensor) -> float:
@@ -156,7 +156,7 @@ def case_metrics(
         refined), perceptibility and consensus (mean of fine and perceived); `label_ml`; `ssim, psnr` in the entire
         image, which its background flatters, so also `brain_` (in the box of target > -1) and `local_` (in the label's
         box, at least 11 voxels a side).
-        Two guesses of quality that need no label: `predicted_dice`, the Dice of coarse if error is right, and
+        Two label-free quality estimates: `predicted_dice`, the Dice of coarse if error is right, and
         `agreement`, the Dice of fine and refined with each other.
 
     Raises:
@@ -164,16 +164,16 @@ def case_metrics(
     """
     label = _volume("label", label, None)
     volumes = {name: _volume(name, array, label.shape) for name, array in maps.items()}
-    guesses = {}
+    quality = {}
     if {"coarse", "error"} <= set(volumes):
-        guesses["predicted_dice"] = predicted_dice(volumes["coarse"], volumes["error"])
+        quality["predicted_dice"] = predicted_dice(volumes["coarse"], volumes["error"])
     for name, (one, other) in MEANS.items():
         if {one, other} <= set(volumes):
             volumes[name] = (volumes[one] + volumes[other]) / 2
     if {"fine", "refined"} <= set(volumes):
-        guesses["agreement"] = dice(volumes["fine"], volumes["refined"])
+        quality["agreement"] = dice(volumes["fine"], volumes["refined"])
     voxel_ml = math.prod(float(length) for length in spacing_mm) / 1000
-    values = {"label_ml": np.count_nonzero(_mask(label)) * voxel_ml}
+    values: dict[str, float] = {"label_ml": np.count_nonzero(_mask(label)) * voxel_ml}
     for name, column in SEGMENTATIONS.items():
         if name in volumes:
             values[f"{column}_dice"] = dice(volumes[name], label)
@@ -182,7 +182,7 @@ def case_metrics(
             values[f"{column}_ml"] = np.count_nonzero(_mask(volumes[name])) * voxel_ml
     if target is not None and "synthetic" in volumes:
         values |= image_similarity(volumes["synthetic"], _volume("target", target, label.shape), label)
-    return values | guesses
+    return values | quality
 
 
 def predicted_dice(coarse: torch.Tensor, error: torch.Tensor) -> float:
@@ -236,7 +236,7 @@ def image_similarity(synthetic: torch.Tensor, target: torch.Tensor, label: torch
     everywhere = tuple(slice(0, length) for length in target.shape)
     boxes = {"": everywhere, "brain_": box_around(target > -1), "local_": box_around(label > 0.5, SSIM_WINDOW)}
     similarity = ssim_map(synthetic, target)
-    values = {}
+    values: dict[str, float] = {}
     for prefix, box in boxes.items():
         if box is None:
             values |= {f"{prefix}ssim": math.nan, f"{prefix}psnr": math.nan}

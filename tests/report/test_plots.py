@@ -70,7 +70,7 @@ def test_each_case_is_drawn_as_a_gain_or_a_loss():
 
 def test_the_calibration_curve_is_the_share_of_mistakes_over_the_mean_prediction():
     """20 predicted and 40 real mistakes among 80 voxels: (0.25, 0.5); then 15 and 10 among 20: (0.75, 0.5)."""
-    curve, counts = plots.error_calibration([run_of("TISS-Net", [0.5])]).axes
+    curve, counts = plots.calibration_curves([run_of("TISS-Net", [0.5])]).axes
     assert curve.lines[1].get_xydata().tolist() == [[0.25, 0.5], [0.75, 0.5]]
     assert counts.lines[0].get_xydata().tolist() == [[0.25, 80], [0.75, 20]]
 
@@ -125,7 +125,7 @@ def test_small_multiples_are_as_wide_as_a_page_and_none_is_empty(count):
     assert all(axes.has_data() for axes in figure.axes)
 
 
-@pytest.mark.parametrize("draw", [plots.referral, plots.volume_agreement, plots.error_calibration])
+@pytest.mark.parametrize("draw", [plots.referral, plots.volume_agreement, plots.calibration_curves])
 def test_no_texts_overlap_though_names_are_long(draw):
     figure = draw([run_of(f"a method with a rather long name {index}", [0.5, 0.7], [0.5, 0.6]) for index in range(8)])
     figure.canvas.draw()

@@ -215,9 +215,9 @@ def write_case(cohort: Cohort, index: int) -> None:
     """Simulate case `index`; its files appear in their folder only when all are written."""
     rng = np.random.default_rng(np.random.SeedSequence(cohort.seed, spawn_key=(index,)))
     name = case_name(index)
-    varied = cohort.variety and rng.random() < cohort.variety
-    wanted = {"grid": varied_grid(rng), "varied": True} if varied else {}
-    voxel_mm = wanted["grid"].spacing_mm if varied else cohort.voxel_mm
+    grid = varied_grid(rng) if cohort.variety and rng.random() < cohort.variety else None
+    wanted = {"grid": grid, "varied": True} if grid else {}
+    voxel_mm = grid.spacing_mm if grid else cohort.voxel_mm
     with whole_folder(cohort.folder / name) as hidden:
         for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index), **wanted).items():
             nib.save(to_nifti(array, voxel_mm), hidden / f"{name}_{kind}.nii.gz")

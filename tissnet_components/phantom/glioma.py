@@ -118,7 +118,7 @@ def choose_site(rng: np.random.Generator, grid: Grid, atlas_position: np.ndarray
 def push_aside(atlas_position: np.ndarray, site: Site, radius_mm: float, strength: float) -> np.ndarray:
     """Mass effect: around the tumor, each voxel shows what lay nearer to its centre before; `strength` is below 1."""
     pull = strength * np.exp(-((site.distance_mm / np.float32(radius_mm)) ** 2))
-    centre = atlas_position[(slice(None), *site.voxel)].reshape(3, 1, 1, 1)
+    centre = np.array([axis[site.voxel] for axis in atlas_position]).reshape(3, 1, 1, 1)
     return atlas_position + pull * (centre - atlas_position)
 
 
@@ -226,7 +226,7 @@ def white_matter_lesions(rng: np.random.Generator, grid: Grid, anatomy: Anatomy)
 def vary(rng: np.random.Generator) -> dict[str, Tissue]:
     """`TISSUES` of one patient: 2 % spread in proton density, 5 % in relaxation times."""
     factors = {name: rng.normal(1, [0.02, 0.05, 0.05]).tolist() for name in TISSUES}
-    return {name: Tissue(*np.multiply(tissue, factors[name]).tolist()) for name, tissue in TISSUES.items()}
+    return {name: Tissue(*(np.array(tissue) * factors[name]).tolist()) for name, tissue in TISSUES.items()}
 
 
 def compose(

@@ -141,7 +141,7 @@ def inversion_recovery(tissue: Tissue, tr_ms: float, te_ms: float, ti_ms: float)
     return tissue.pd * recovered * np.exp(-te_ms / tissue.t2_ms)
 
 
-def nulling_inversion_time(t1_ms: float, tr_ms: float) -> float:
+def nulling_inversion_time(t1_ms: Value, tr_ms: float) -> float:
     """TI in milliseconds at which `inversion_recovery` of a tissue is zero: T1 (ln 2 - ln(1 + exp(-TR/T1)))."""
     return float(t1_ms * (np.log(2) - np.log1p(np.exp(-tr_ms / t1_ms))))
 

@@ -209,7 +209,7 @@ def place_contours(
     width, depth, _ = np.ptp(points, axis=0)
     place = np.array([side * (rng.uniform(20, 25) + 0.2 * width), -20.5 - 0.18 * depth, -36.5])
     gap = sum((position[axis] - place[axis]) ** 2 for axis in range(3))
-    at = np.unravel_index(gap.argmin(), gap.shape) * np.array(grid.spacing_mm)
+    at = np.array(np.unravel_index(gap.argmin(), gap.shape)) * grid.spacing_mm
     around = points * mirror - anchor
     at = np.clip(at, -around.min(0), 2 * grid.centre_mm - around.max(0))  # all of it within the field of view
     affine = np.diag([-grid.spacing_mm[0], -grid.spacing_mm[1], grid.spacing_mm[2], 1])
@@ -314,7 +314,7 @@ def repaint(tumor: np.ndarray, cystic: np.ndarray, solid: float, fluid_factor: f
 def vary(rng: np.random.Generator) -> dict[str, Tissue]:
     """`TISSUES_1_5T` of one patient: 3 % spread in proton density, 10 % in relaxation times."""
     factors = {name: rng.normal(1, [0.03, 0.1, 0.1]).tolist() for name in TISSUES_1_5T}
-    return {name: Tissue(*np.multiply(tissue, factors[name]).tolist()) for name, tissue in TISSUES_1_5T.items()}
+    return {name: Tissue(*(np.array(tissue) * factors[name]).tolist()) for name, tissue in TISSUES_1_5T.items()}
 
 
 def t2_weighted(rng: np.random.Generator) -> tuple[MRSequence, float]:
@@ -351,13 +351,14 @@ def signal(
     """Signal of every voxel. `flow` multiplies that of moving blood: inflow brightens it, leaving early darkens it."""
     bins = np.linspace(-np.pi, np.pi, BINS, endpoint=False)
     names = {name: tissues[RELAXATION[name]] for name in TISSUES} | {name: tissues[name] for name in ("white", "pia")}
-    table = np.float32(
+    table = np.array(
         [
             flow.get(name, 1) * sequence(with_gadolinium(tissue, agents.get(name, 0)), phase=bins)
             for name, tissue in names.items()
-        ]
+        ],
+        np.float32,
     )
-    column = np.int16(np.round((phase / (2 * np.pi) + 0.5) * BINS)) % BINS
+    column = np.round((phase / (2 * np.pi) + 0.5) * BINS).astype(np.int16) % BINS
     out = table[anatomy.labels, column]
     brain = anatomy.labels == LABEL["brain"]
     grey, white, pia = (table[row][column[brain]] for row in (LABEL["brain"], -2, -1))
@@ -379,7 +380,7 @@ def texture_of(rng: np.random.Generator, grid: Grid, labels: np.ndarray) -> np.n
         "vein": 0.2,
         "csf": 0.06,
     }
-    rough = np.float32([roughness.get(name, 0) for name in TISSUES])[labels]
+    rough = np.array([roughness.get(name, 0) for name in TISSUES], np.float32)[labels]
     return np.clip(
         1
         + rough * (0.7 * grid.speckle(rng, 0.5) + 0.5 * grid.smooth_field(rng, 2.5) + 0.5 * grid.smooth_field(rng, 7)),
@@ -422,4 +423,4 @@ def band_limited(image: np.ndarray, cutoff: float, width: float) -> np.ndarray:
     """
     x, y = np.ix_(*(np.abs(fft.fftfreq(n)) * 2 for n in image.shape[:2]))
     window = 1 / ((1 + np.exp((x - cutoff) / width)) * (1 + np.exp((y - cutoff) / width)))
-    return fft.ifft2(fft.fft2(image, axes=(0, 1)) * np.float32(window)[..., None], axes=(0, 1))
+    return fft.ifft2(fft.fft2(image, axes=(0, 1)) * window[..., None].astype(np.float32), axes=(0, 1))

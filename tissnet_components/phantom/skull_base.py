@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from tissnet_components.phantom.atlas import ATLAS_ORIGIN, ATLAS_PER_BRAIN, load_atlas, smooth_field
-from tissnet_components.phantom.solids import Ellipsoid, Solid, Tube, column, ring
+from tissnet_components.phantom.solids import Ellipsoid, Solid, Tube, Vector, column, ring
 
 SPACING_MM = (0.41, 0.41, 1.5)
 SHAPE = (272, 160, 40)
@@ -28,7 +28,6 @@ TISSUES = (
     "labyrinth", "tumor",
 )  # fmt: skip
 LABEL = {name: index for index, name in enumerate(TISSUES)}
-Box = tuple[slice, slice, slice]
 EVERYWHERE = (slice(None),) * 3
 
 
@@ -68,14 +67,15 @@ class Grid:
         return noise / noise.std()
 
 
-def atlas_frame(rng: np.random.Generator, grid: Grid, target_mm: Sequence[float], at_mm: Sequence[float]) -> np.ndarray:
+def atlas_frame(rng: np.random.Generator, grid: Grid, target_mm: Vector, at_mm: Vector) -> np.ndarray:
     """Where each voxel of a new patient lies in atlas coordinates: (3, X, Y, Z); `target_mm` comes to lie at `at_mm`.
 
     Size, proportions and pose of the head vary (affine), and so do all its parts (random fields).
     """
     scale = np.diag(np.array([-1, -1, 1]) * ATLAS_PER_BRAIN * rng.normal(1, 0.03, 3))
     affine = scale @ Rotation.from_euler("xyz", rng.normal(0, [5, 3, 4]), degrees=True).as_matrix()
-    local = np.ix_(*(points - middle for points, middle in zip(grid.points_mm, np.float32(at_mm), strict=True)))
+    middle_mm = np.array(at_mm, np.float32)
+    local = np.ix_(*(points - middle for points, middle in zip(grid.points_mm, middle_mm, strict=True)))
     position = np.empty((3, *grid.shape), np.float32)
     for axis in range(3):
         position[axis] = target_mm[axis] + sum(np.float32(affine[axis, k]) * local[k] for k in range(3))
@@ -105,7 +105,7 @@ class Canvas:
     def __post_init__(self) -> None:
         self.labels = np.full(self.position.shape[1:], LABEL["muscle"], np.uint8)
 
-    def box(self, bounds: tuple[np.ndarray, np.ndarray]) -> Box:
+    def box(self, bounds: tuple[np.ndarray, np.ndarray]) -> tuple[slice, ...]:
         """Voxels that may lie inside the bounds, found on every eighth voxel."""
         low, high = (column(bound) for bound in bounds)
         coarse = self.position[:, ::8, ::8, ::2]
@@ -130,7 +130,7 @@ class Canvas:
     def fill(self, tissue: str, where: np.ndarray) -> None:
         self.labels[where] = LABEL[tissue]
 
-    def is_any(self, tissues: Sequence[str], box: Box = EVERYWHERE) -> np.ndarray:
+    def is_any(self, tissues: Sequence[str], box: tuple[slice, ...] = EVERYWHERE) -> np.ndarray:
         table = np.zeros(len(TISSUES), bool)
         table[[LABEL[name] for name in tissues]] = True
         return table[self.labels[box]]
@@ -349,7 +349,7 @@ def draw_vertebral_arteries(rng: np.random.Generator, canvas: Canvas) -> None:
     joint = np.array([0.5 * bend, -16 + rng.normal(0, 1), -52 + rng.normal(0, 3)])
     for side in (1, -1):
         radius = rng.uniform(1.0, 2.0)
-        path = [(side * 17, -38, -78), (side * 10, -31, -66), (side * 6 + bend, -25, -59), joint]
+        path: list[Vector] = [(side * 17, -38, -78), (side * 10, -31, -66), (side * 6 + bend, -25, -59), joint]
         canvas.paint("artery", Tube(path, radius))
     canvas.paint(
         "artery", Tube([joint, (bend, -10.5, -42), (-0.3 * bend, -10, -32), (0, -10, -21)], rng.uniform(1.4, 2))

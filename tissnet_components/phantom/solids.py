@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+Vector = Sequence[float] | np.ndarray  # x, y and z
+
 
 @dataclass(frozen=True)
 class Ellipsoid:
     """Its axes are those of the coordinates."""
 
-    centre: Sequence[float]
-    radii: Sequence[float]
+    centre: Vector
+    radii: Vector
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +39,7 @@ class Ellipsoid:
 class Tube:
     """A chain of capsules; one radius, or one per point of the path."""
 
-    path: Sequence[Sequence[float]]
+    path: Sequence[Vector]
     radius: float | Sequence[float]
 
     @property
@@ -47,11 +49,12 @@ class Tube:
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         margin = self.radii.max()
-        return np.min(self.path, 0) - margin, np.max(self.path, 0) + margin
+        path = np.array(self.path)
+        return path.min(0) - margin, path.max(0) + margin
 
     def depth(self, position: np.ndarray) -> np.ndarray:
         """Distance below the surface in mm, negative outside."""
-        path, radii = np.float32(self.path), np.float32(self.radii)
+        path, radii = np.array(self.path, np.float32), self.radii.astype(np.float32)
         parts = (_capsule_depth(position, path[i], path[i + 1], radii[i], radii[i + 1]) for i in range(len(path) - 1))
         deepest = next(parts)
         for part in parts:
@@ -65,9 +68,9 @@ class Tube:
 Solid = Ellipsoid | Tube
 
 
-def column(vector: Sequence[float]) -> np.ndarray:
+def column(vector: Vector) -> np.ndarray:
     """A point, to compute with positions: (3, 1, 1, 1)."""
-    return np.float32(vector).reshape(3, 1, 1, 1)
+    return np.array(vector, np.float32).reshape(3, 1, 1, 1)
 
 
 def _capsule_depth(position, start, end, start_radius, end_radius) -> np.ndarray:
@@ -79,10 +82,10 @@ def _capsule_depth(position, start, end, start_radius, end_radius) -> np.ndarray
     return start_radius + share * (end_radius - start_radius) - gap
 
 
-def ring(centre: Sequence[float], radius: float, axes: tuple[int, int], thickness: float) -> Tube:
+def ring(centre: Vector, radius: float, axes: tuple[int, int], thickness: float) -> Tube:
     """A closed tube around `centre` in the plane of two axes: a semicircular canal, a turn of the cochlea."""
     angles = np.linspace(0, 2 * np.pi, 9)
     path = np.tile(np.array(centre, float), (9, 1))
     path[:, axes[0]] += radius * np.cos(angles)
     path[:, axes[1]] += radius * np.sin(angles)
-    return Tube(path, thickness)
+    return Tube([*path], thickness)

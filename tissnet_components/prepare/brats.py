@@ -71,7 +71,7 @@ def prepare_brats(
     sources = _chosen_sources(source, target)
     assigned = read_split(split) if split else None
     found, failed = _discover(folder, datalist.parent, workers)
-    unnamed = set_apart_unnamed(found, failed, assigned, split) if split else {}
+    unnamed = set_apart_unnamed(found, failed, assigned, split) if assigned else {}
     entries, incomplete = _entries(found, sources, target)
     good, unusable = usable_cases(entries, workers)
     failed |= incomplete | unusable
@@ -84,7 +84,7 @@ def prepare_brats(
     sections = split_cases(names, seed, patients=patient_of) if assigned is None else by_section(assigned, names)
     refuse_leaks(sections, patient_of, split or "the split")
     good = [{**entry, "patient": patient_of[entry["case"]]} for entry in good]
-    _write_datalist(datalist, good, sections, sources, target, f"seed {seed}" if assigned is None else Path(split).name)
+    _write_datalist(datalist, good, sections, sources, target, Path(split).name if split else f"seed {seed}")
     print_summary(datalist, sections, sources, target, len(skipped))
     print_patients(patient_of, patients)
     refuse_failed({case: reason for case, reason in failed.items() if split or reason != UNLABELLED}, len(good))

@@ -17,7 +17,7 @@ UNLABELLED = "no seg file, as in the challenge's validation and test sets"
 
 
 def set_apart_unnamed(
-    found: dict, failed: dict[str, str], assigned: Mapping[str, str], split: str | None
+    found: dict, failed: dict[str, str], assigned: Mapping[str, str], split: Path | None
 ) -> dict[str, str]:
     """Remove the cases that a split does not name; returns them with that reason.
 

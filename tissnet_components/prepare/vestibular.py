@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import itk
 import nibabel as nib
@@ -47,7 +48,7 @@ SAME_POINT_MM = 0.1
 HEAD_MM = np.array([(x, y, z) for x in (-100, 100) for y in (-100, 100) for z in (-100, 100)])
 FILES = ("t2", "t1ce", "seg")
 
-Found = Mapping[str, Sequence[Path | Series]]  # kind -> files or series of a patient
+Found = Mapping[str, Sequence]  # kind -> files or series of a patient
 
 
 def prepare_vs(
@@ -116,8 +117,8 @@ def find_patients(root: Path) -> dict[str, Found]:
     for file in files_below(root):
         path = f"/{file.relative_to(root).as_posix()}"
         kind = next((kind for kind, pattern in FILE_KIND.items() if pattern.fullmatch(path)), None)
-        if kind and patient_name(path):
-            found[patient_name(path)][kind].append(file)
+        if kind and (name := patient_name(path)):
+            found[name][kind].append(file)
     for series in find_series(root):
         kind = "rtstruct" if series.modality == "RTSTRUCT" else series.modality
         found[patient_name(series.patient) or series.patient][kind].append(series)
@@ -207,7 +208,7 @@ def read_transform(file: Path) -> np.ndarray:
     return matrix
 
 
-def into_grid(moving: nib.Nifti1Image, fixed: nib.Nifti1Image, fixed_to_moving: np.ndarray) -> nib.Nifti1Image:
+def into_grid(moving: nib.Nifti1Pair, fixed: nib.Nifti1Pair, fixed_to_moving: np.ndarray) -> nib.Nifti1Image:
     """Resample ``moving`` linearly into the grid of ``fixed``; 0 where it does not reach.
 
     Args:
@@ -230,7 +231,7 @@ def _reason(job: tuple[str, Found, Path, str | None]) -> str | None:
     return None
 
 
-def _only(found: Found, kind: str) -> Path | None:
+def _only(found: Found, kind: str) -> Any:
     files = found.get(kind, ())
     if len(files) > 1:
         raise BadCase(f"both {files[0]} and {files[1]} are the patient's {kind}; keep one of them")
@@ -318,13 +319,13 @@ def _drawn_on(found: Found, scan: Path | Series) -> list[Path]:
     return [file for file in files if isinstance(scan, Series) and referenced_series(file) == scan.uid]
 
 
-def _read(scan: Path | Series) -> nib.Nifti1Image:
+def _read(scan: Path | Series) -> nib.Nifti1Pair:
     image = read_series(scan) if isinstance(scan, Series) else check_readable(scan)
     check_three_axes(image.shape, str(scan))
     return image
 
 
-def _write(out: Path, name: str, images: Mapping[str, nib.Nifti1Image]) -> None:
+def _write(out: Path, name: str, images: Mapping[str, nib.Nifti1Pair]) -> None:
     try:
         with whole_folder(out / name) as hidden:
             for kind, image in images.items():
@@ -343,10 +344,10 @@ def _parse_structures(structures: str | Sequence[str] | None) -> dict[str, str]:
     ]
     if wrong:
         raise UserError(f"--structures has {wrong[0]!r}, expected PATIENT=NAME, for example VS-SEG-063=Men")
-    return {patient_name(patient): name.strip() for patient, _, name in pairs}
+    return {patient_name(patient) or patient: name.strip() for patient, _, name in pairs}
 
 
-def _assigned(split: str | None) -> dict[str, str]:
+def _assigned(split: Path | None) -> dict[str, str]:
     """Section by patient, of the split file or TCIA's own."""
     if split:
         return {patient_name(case) or case: section for case, section in read_split(split).items()}

@@ -163,7 +163,7 @@ def _tables(layout: Layout, runs: Mapping[str, Run]) -> list[Table]:
 
 
 def _ranking(methods: Iterable[Run]) -> list[Run]:
-    """The runs that have a guess of their quality."""
+    """The runs that have a label-free quality estimate."""
     return [run for run in methods if run.has(f"{plots.stage(run)}_dice") and any(map(run.has, plots.QUALITIES))]
 
 
@@ -197,7 +197,7 @@ def _figures(
     if learning := [run for run in methods if plots.learns(run)]:
         yield _shown("Learning", LEARNING, plots.learning(learning))
     if doubting := [run for run in methods if run.calibration is not None]:
-        yield _shown("Does a high predicted error mean a real error?", CALIBRATION, plots.error_calibration(doubting))
+        yield _shown("Does a high predicted error mean a real error?", CALIBRATION, plots.calibration_curves(doubting))
     if ranking := _ranking(methods):
         yield _shown("If the worst cases go to a human", REFERRAL, plots.referral(ranking))
 

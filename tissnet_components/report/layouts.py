@@ -91,7 +91,7 @@ def pictured(wanted: Mapping, runs: Mapping[str, Run]) -> list[dict]:
 
 def typical_cases(run: Run) -> list[str]:
     dice = run.values(f"{stage(run)}_dice")
-    order = sorted((case for case in dice if not math.isnan(dice[case])), key=dice.get)
+    order = sorted((case for case in dice if not math.isnan(dice[case])), key=dice.__getitem__)
     return list(dict.fromkeys(order[round(quantile * (len(order) - 1))] for quantile in QUANTILES)) if order else []
 
 

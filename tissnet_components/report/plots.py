@@ -110,18 +110,17 @@ def gains(runs: Sequence[Run], reference: Run) -> Figure:
     )
 
 
-def error_calibration(runs: Sequence[Run]) -> Figure:
+def calibration_curves(runs: Sequence[Run]) -> Figure:
     """Does a high predicted error mean a real error? The share of real mistakes by predicted error, and the voxels."""
     figure = _figure(4.4)
     curve, counts = figure.subplots(1, 2, width_ratios=(3, 2))
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
-    for run, (colour, marker) in zip(runs, cycle(STYLES), strict=False):
-        low, high, voxels, predicted, mistakes = run.calibration.T
+    tables = {run.name: run.calibration for run in runs if run.calibration is not None}
+    for (name, table), (colour, marker) in zip(tables.items(), cycle(STYLES), strict=False):
+        low, high, voxels, predicted, mistakes = table.T
         there = voxels > 0
         settings = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
-        curve.plot(
-            predicted[there] / voxels[there], mistakes[there] / voxels[there], label=literal(run.name), **settings
-        )
+        curve.plot(predicted[there] / voxels[there], mistakes[there] / voxels[there], label=literal(name), **settings)
         counts.plot((low + high)[there] / 2, voxels[there], **settings)
     curve.set(xlabel="predicted probability that coarse is wrong", ylabel="share of voxels where it is", aspect="equal")
     curve.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -264,7 +263,7 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _box(row: Mapping[str, Mapping[str, np.ndarray] | None], zoom: bool, margin: int = 4) -> tuple[slice, slice]:
+def _box(row: Mapping[str, Mapping[str, np.ndarray] | None], zoom: bool, margin: int = 4) -> tuple[slice, ...]:
     """What to show of a case: its head, or the tumor with half as much again around it."""
     archive = next((archive for archive in row.values() if archive is not None), None)
     if archive is None:
@@ -273,12 +272,12 @@ def _box(row: Mapping[str, Mapping[str, np.ndarray] | None], zoom: bool, margin:
     inside = (real > real.min()).any(axis=0)
     if zoom and "label" in archive and (archive["label"][0] > 0.5).any():
         inside = archive["label"][0] > 0.5
-        margin += max(np.ptp(np.flatnonzero(inside.any(axis=axis))) for axis in (0, 1)) // 4
+        margin += max(int(np.ptp(np.flatnonzero(inside.any(axis=axis)))) for axis in (0, 1)) // 4
     spans = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
     return tuple(slice(max(span[0] - margin, 0), span[-1] + margin + 1) if len(span) else slice(None) for span in spans)
 
 
-def _shape(row: Mapping[str, Mapping[str, np.ndarray] | None], box: tuple[slice, slice]) -> float:
+def _shape(row: Mapping[str, Mapping[str, np.ndarray] | None], box: tuple[slice, ...]) -> float:
     """Height of a case's panels over their width."""
     archive = next((archive for archive in row.values() if archive is not None), None)
     if archive is None:
@@ -288,7 +287,7 @@ def _shape(row: Mapping[str, Mapping[str, np.ndarray] | None], box: tuple[slice,
 
 
 def _picture(
-    axes: Axes, archive: Mapping[str, np.ndarray] | None, name: str, box: tuple[slice, slice], contours: Sequence[str]
+    axes: Axes, archive: Mapping[str, np.ndarray] | None, name: str, box: tuple[slice, ...], contours: Sequence[str]
 ) -> None:
     axes.set_axis_off()
     if archive is None:

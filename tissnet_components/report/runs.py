@@ -205,7 +205,9 @@ def read_json(file: Path) -> dict:
 
 
 def _run(name: str, places: Sequence[Path]) -> Run:
-    cases, folders, protocols, calibrations, learning, untested = {}, {}, set(), [], [], []
+    cases: dict[str, dict[str, float]] = {}
+    folders: dict[str, Path] = {}
+    protocols, calibrations, learning, untested = set(), [], [], []
     for place in places:
         for row in _read_csv(place / "cases.csv", ("protocol", "case")):
             case = row.pop("case")
@@ -223,7 +225,8 @@ def _run(name: str, places: Sequence[Path]) -> Run:
     if len(protocols) != 1:
         found = f"the protocols {sorted(protocols)}" if protocols else "no case"
         raise UserError(f"{name} has {found} in {', '.join(map(str, places))}: evaluate it again, under one protocol")
-    return Run(name, protocols.pop(), cases, folders, sum_calibrations(calibrations), learning, untested)
+    calibration = sum_calibrations(calibrations) if calibrations else None
+    return Run(name, protocols.pop(), cases, folders, calibration, learning, untested)
 
 
 def _untested(datalist: Path, tested: set[str]) -> list[str]:
@@ -256,10 +259,8 @@ def _learning(log: Path) -> dict[str, np.ndarray]:
     return curves
 
 
-def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Counts added up; the edges of the bins kept. None without tables."""
-    if not tables:
-        return None
+def sum_calibrations(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Counts added up; the edges of the bins kept."""
     return np.concatenate([tables[0][:, :2], sum(table[:, 2:] for table in tables)], axis=1)
 
 

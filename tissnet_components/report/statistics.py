@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 RESAMPLES = 10_000
@@ -73,7 +74,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
     """Spearman's, of the pairs that are finite; NaN below three pairs or when either is constant."""
     pairs = finite_pairs(one, other)
     if pairs.shape[1] < 3 or not np.ptp(pairs, axis=1).all():
@@ -81,7 +82,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(stats.spearmanr(*pairs).statistic)
 
 
-def correlation_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+def correlation_interval(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
     """Percentile bootstrap confidence interval of `rank_correlation`: 10,000 resamples of pairs, seed 0; or NaN."""
     if math.isnan(rank_correlation(one, other)):
         return math.nan, math.nan
@@ -95,7 +96,7 @@ def correlation_interval(one: Sequence[float], other: Sequence[float]) -> tuple[
     return float(low), float(high)
 
 
-def finite_pairs(one: Sequence[float], other: Sequence[float]) -> np.ndarray:
+def finite_pairs(one: ArrayLike, other: ArrayLike) -> np.ndarray:
     """(2, n): the pairs of which both are finite."""
     pairs = np.array([one, other], dtype=float)
     return pairs[:, np.isfinite(pairs).all(axis=0)]

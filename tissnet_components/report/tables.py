@@ -133,7 +133,9 @@ def column_of(row: str, metric: str) -> str:
 
 def comparable(one: Run | None, other: Run | None) -> bool:
     """Whether two runs tested the same cases by the same protocol."""
-    return None not in (one, other) and one.protocol == other.protocol and set(one.cases) == set(other.cases)
+    if one is None or other is None:
+        return False
+    return one.protocol == other.protocol and set(one.cases) == set(other.cases)
 
 
 def comparisons(layout: Layout, runs: Mapping[str, Run]) -> dict[tuple[str, str], Comparison]:
@@ -145,8 +147,8 @@ def comparisons(layout: Layout, runs: Mapping[str, Run]) -> dict[tuple[str, str]
         return {}
     found = {}
     for metric in layout.metrics:
-        rows = {row: _compare(layout, runs, row, metric) for row in layout.rows if row != layout.reference}
-        rows = {row: comparison for row, comparison in rows.items() if comparison}
+        rivals = (row for row in layout.rows if row != layout.reference)
+        rows = {row: result for row in rivals if (result := _compare(runs, row, layout.reference, metric))}
         corrected = {test: holm([getattr(c, test) for c in rows.values()]) for test in ("t_test", "wilcoxon")}
         for row, t_test, wilcoxon in zip(rows, *corrected.values(), strict=True):
             found[row, metric] = replace(rows[row], t_test=t_test, wilcoxon=wilcoxon)
@@ -177,7 +179,7 @@ def result_table(
 
 def comparison_table(layout: Layout, compared: Mapping[tuple[str, str], Comparison]) -> Table | None:
     """What `comparisons` found, a row of the table per method and metric; None when it found nothing."""
-    if not compared:
+    if not compared or layout.reference is None:
         return None
     reference = label(layout, layout.reference)
     head = ["method", "metric", "pairs", "difference [95 % CI]", "better / worse", "p, t-test", "p, Wilcoxon"]
@@ -202,9 +204,9 @@ def label(layout: Layout, row: str) -> str:
     return run_of(row) if alone else f"{run_of(row)} ({stage_of(row)})"
 
 
-def _compare(layout: Layout, runs: Mapping[str, Run], row: str, metric: str) -> Comparison | None:
-    sides = [(runs.get(run_of(name)), column_of(name, metric)) for name in (row, layout.reference)]
-    if not comparable(*(run for run, _ in sides)) or not all(run.has(column) for run, column in sides):
+def _compare(runs: Mapping[str, Run], row: str, reference: str, metric: str) -> Comparison | None:
+    sides = [(runs[run_of(name)], column_of(name, metric)) for name in (row, reference) if run_of(name) in runs]
+    if len(sides) < 2 or not comparable(*(run for run, _ in sides)) or not all(run.has(name) for run, name in sides):
         return None
     scale = METRICS[metric].scale
     return compare(*({case: v * scale for case, v in run.values(column).items()} for run, column in sides))

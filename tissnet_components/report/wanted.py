@@ -1,6 +1,7 @@
 """What a study's `report` may ask for, and one sentence for what it cannot mean."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tissnet_components.errors import UserError
 from tissnet_components.report.plots import QUALITIES
@@ -25,7 +26,7 @@ REPORT_KEYS = {
     "alarm": dict,
 }
 ALARM_KEYS = dict.fromkeys(("dice", *QUALITIES), int | float)
-KINDS = {
+KINDS: dict[Any, str] = {
     str: "a text",
     str | None: "a text",
     int: "a whole number",
@@ -77,7 +78,7 @@ def evaluated(study: Mapping) -> list[str]:
     return [row["name"] for row in study.get("rows", []) if row.get("evaluate", True)]
 
 
-def check_keys(given: object, known: Mapping[str, type], where: str, required: Sequence[str] = ()) -> None:
+def check_keys(given: object, known: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> None:
     """Refuse what is no object, a key that is not known or is missing, and a value of another kind.
 
     Raises:
@@ -96,7 +97,7 @@ def check_keys(given: object, known: Mapping[str, type], where: str, required: S
             )
 
 
-def _is_of(value: object, kind: type) -> bool:
+def _is_of(value: object, kind: Any) -> bool:
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return isinstance(value, kind)

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -131,7 +132,7 @@ def empty_predictions(rows: list[dict[str, float]]) -> dict[str, int]:
 
 
 def _of_all_processes(rows: dict) -> dict:
-    everyone = idist.all_gather(rows) if idist.get_world_size() > 1 else [rows]
+    everyone: Any = idist.all_gather(rows) if idist.get_world_size() > 1 else [rows]
     return {case: row for part in everyone for case, row in part.items()}
 
 

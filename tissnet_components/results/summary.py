@@ -73,7 +73,7 @@ def touches_edge(tumor: np.ndarray, edge_voxels: int = 1) -> bool:
 
 
 def quality_flags(measured: Mapping[str, float | bool | None], thresholds: Mapping[str, float]) -> list[str]:
-    """What is suspicious: an empty mask, one at the edge, guesses of quality below and means above their thresholds."""
+    """What is suspicious: an empty mask, one at the edge, a label-free estimate below or a mean above its threshold."""
     flags = [name for name in ("empty_mask", "touches_edge") if measured[name]]
     known = {name: measured[name] for name in (*LEAST, *MOST) if measured[name] is not None}
     flags += [name for name in LEAST if name in known and known[name] < thresholds[name]]

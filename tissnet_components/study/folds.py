@@ -72,10 +72,10 @@ def write_folds(
 
 def _dealt(patients: Sequence[str], folds: int, groups: str) -> list[list[str]]:
     """The patients that each fold tests."""
-    members = defaultdict(list)
+    members: dict[str, list[str]] = defaultdict(list)
     for name in patients:
         members[_group_of(name, groups) if groups else name].append(name)
-    dealt = [[] for _ in range(folds)]
+    dealt: list[list[str]] = [[] for _ in range(folds)]
     for group in sorted(members.values(), key=len, reverse=True) if folds > 0 else ():
         min(dealt, key=len).extend(group)
     return dealt
@@ -83,12 +83,15 @@ def _dealt(patients: Sequence[str], folds: int, groups: str) -> list[list[str]]:
 
 def _group_of(name: str, groups: str) -> str:
     try:
-        return re.search(groups, name)[0]
-    except (re.error, TypeError) as error:
+        match = re.search(groups, name)
+    except re.error:
+        match = None
+    if match is None:
         raise UserError(
             f"'groups' of the study, {groups!r}, finds nothing in the name {name}; give a regular expression such as "
             f"'TCIA..'"
-        ) from error
+        )
+    return match[0]
 
 
 def _write_unchanged(file: Path, content: dict) -> str:

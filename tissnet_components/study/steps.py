@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -100,7 +101,7 @@ def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[s
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no training may outlive the study
     failed: dict[Path, str] = {}
     done = [step for step in steps if step.state == "done"]
-    shown = {"desc": "study", "unit": "run", "file": sys.stdout, "dynamic_ncols": True}
+    shown: dict[str, Any] = {"desc": "study", "unit": "run", "file": sys.stdout, "dynamic_ncols": True}
     with tqdm(total=len(steps), initial=len(done), **shown) as progress:
         for step in steps:
             if (
