@@ -20,7 +20,7 @@ from tissnet_components.errors import UserError
 from tissnet_components.scans.loading import LoadImageCased
 from tissnet_components.weights import check_weights_fit, read_state
 
-MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
+SERVED_MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
 
 
 class LoadImageServed(LoadImageCased):
@@ -79,21 +79,21 @@ class ChooseMapd(MapTransform):
     """
 
     def __init__(self, choice: str | Sequence[str]) -> None:
-        super().__init__(tuple(MAPS.values()))
+        super().__init__(tuple(SERVED_MAPS.values()))
         self.choice = chosen_map(choice)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        if MAPS[self.choice] not in data:
+        if SERVED_MAPS[self.choice] not in data:
             raise UserError(f"this network gives no map {self.choice!r}; choose mask")
         dtype = "uint8" if self.choice == "mask" else "float32"
-        return {**data, "pred": data[MAPS[self.choice]], "result_dtype": dtype}
+        return {**data, "pred": data[SERVED_MAPS[self.choice]], "result_dtype": dtype}
 
 
 def chosen_map(choice: object) -> str:
     """The map that a request names, or of a list the first; raises ValueError where there is none of that name."""
     name = choice[0] if isinstance(choice, list | tuple) and choice else choice
-    if not isinstance(name, str) or name not in MAPS:
-        raise UserError(f"there is no map {name!r}; choose one of {', '.join(MAPS)}")
+    if not isinstance(name, str) or name not in SERVED_MAPS:
+        raise UserError(f"there is no map {name!r}; choose one of {', '.join(SERVED_MAPS)}")
     return name
 
 

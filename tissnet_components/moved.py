@@ -8,7 +8,7 @@ from pydoc import locate
 from types import SimpleNamespace
 from typing import Any
 
-PACKAGE = __name__.rpartition(".")[0]
+PREFIX = __name__.rpartition(".")[0]
 
 MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> where it is
     "case_table": "results.case_table",
@@ -33,7 +33,7 @@ class CheckedCases:
     """For bundles of version 0.2: the cases that can be run, and the reasons of the others, after reading all."""
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
-        usable_cases = locate(f"{PACKAGE}.scans.cases.usable_cases")
+        usable_cases = locate(f"{PREFIX}.scans.cases.usable_cases")
         self.good, self.failed = usable_cases([{key: case[key] for key in ("case", *keys)} for case in cases])
 
 
@@ -41,12 +41,12 @@ def forwarding(module: str) -> Callable[[str], Any]:
     """The ``__getattr__`` of a module, which finds what has left it."""
 
     def find(name: str) -> Any:
-        place = f"{module}.{name}".removeprefix(f"{PACKAGE}.")
+        place = f"{module}.{name}".removeprefix(f"{PREFIX}.")
         if place in MOVED:
-            return locate(f"{PACKAGE}.{MOVED[place]}")
+            return locate(f"{PREFIX}.{MOVED[place]}")
         inside = {old.removeprefix(f"{place}."): new for old, new in MOVED.items() if old.startswith(f"{place}.")}
         if not inside:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        return SimpleNamespace(**{old: locate(f"{PACKAGE}.{new}") for old, new in inside.items()})
+        return SimpleNamespace(**{old: locate(f"{PREFIX}.{new}") for old, new in inside.items()})
 
     return find

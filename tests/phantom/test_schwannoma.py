@@ -27,7 +27,7 @@ from tissnet_components.phantom.schwannoma import (
     volume_ml,
     with_tumor,
 )
-from tissnet_components.phantom.skull_base import LABEL, TISSUES, Anatomy, Grid
+from tissnet_components.phantom.skull_base import LABEL, STRUCTURES, Anatomy, Grid
 
 GRID = Grid((136, 80, 40), (0.82, 0.82, 1.5))
 BLOCK = Grid((24, 24, 12), (1.0, 1.0, 1.5))
@@ -183,13 +183,13 @@ def test_cysts_are_full_of_fluid_and_take_up_less_agent():
 @pytest.fixture
 def row():
     """One voxel of each tissue, and the function that measures their signals by name."""
-    anatomy = flat_anatomy(np.arange(len(TISSUES)).reshape(-1, 1, 1))
+    anatomy = flat_anatomy(np.arange(len(STRUCTURES)).reshape(-1, 1, 1))
     tumor = Schwannoma(anatomy.labels == LABEL["tumor"], np.array([0.2]), np.array([0.4]))
     agents = {name: (low + high) / 2 for name, (low, high) in AGENT_MMOL_L.items()}
 
     def measured(sequence, flow):
         values = signal(anatomy, tumor, TISSUES_1_5T, agents, sequence, np.zeros(anatomy.labels.shape), flow)
-        return dict(zip(TISSUES, values.ravel(), strict=True))
+        return dict(zip(STRUCTURES, values.ravel(), strict=True))
 
     return measured
 
@@ -209,13 +209,13 @@ def test_contrast_enhanced_t1_shows_tumor_vessels_mucosa_and_dura_above_brain_ab
 
 
 def test_a_varied_tumor_is_darker_than_brain_or_nearly_as_bright_as_fluid_or_anything_between():
-    labels = np.repeat(np.arange(len(TISSUES)), 4).reshape(-1, 4, 1)
+    labels = np.repeat(np.arange(len(STRUCTURES)), 4).reshape(-1, 4, 1)
     anatomy = flat_anatomy(labels)
     tumor = Schwannoma(labels == LABEL["tumor"], np.zeros(4), np.full(4, 0.4))
     seen = {"over brain": [], "over fluid": [], "marrow": [], "mucosa": [], "fat": []}
     for seed in range(200):
         t2 = vary_contrast(np.random.default_rng(seed), np.float32(labels + 5.0), anatomy, tumor)
-        value = dict(zip(TISSUES, t2.mean((1, 2)), strict=True))
+        value = dict(zip(STRUCTURES, t2.mean((1, 2)), strict=True))
         seen["over brain"].append(value["tumor"] / value["brain"])
         for name, tissue in (("over fluid", "tumor"), ("marrow", "marrow"), ("mucosa", "mucosa"), ("fat", "fat")):
             seen[name].append(value[tissue] / value["csf"])

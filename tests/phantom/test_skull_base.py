@@ -7,7 +7,7 @@ from tissnet_components.phantom.skull_base import (
     CANAL,
     COCHLEA,
     LABEL,
-    TISSUES,
+    STRUCTURES,
     Canvas,
     Grid,
     atlas_frame,
@@ -32,12 +32,12 @@ def anatomy():
 
 def tissue_at(anatomy, place) -> str:
     gap = sum((anatomy.position[axis] - place[axis]) ** 2 for axis in range(3))
-    return TISSUES[anatomy.labels[np.unravel_index(gap.argmin(), gap.shape)]]
+    return STRUCTURES[anatomy.labels[np.unravel_index(gap.argmin(), gap.shape)]]
 
 
 def tissues_within(anatomy, place, radius_mm) -> set[str]:
     gap = sum((anatomy.position[axis] - place[axis]) ** 2 for axis in range(3))
-    return {TISSUES[label] for label in np.unique(anatomy.labels[gap < radius_mm**2])}
+    return {STRUCTURES[label] for label in np.unique(anatomy.labels[gap < radius_mm**2])}
 
 
 def test_a_solid_is_painted_where_it_is_and_only_over_what_is_allowed():
@@ -72,7 +72,7 @@ def test_the_target_comes_to_lie_where_it_was_asked_for():
 def test_every_healthy_tissue_is_there_on_both_sides(anatomy):
     for side in (1, -1):
         half = anatomy.labels[anatomy.position[0] * side > 5]
-        assert {TISSUES[label] for label in np.unique(half)} == set(TISSUES) - {"tumor"}
+        assert {STRUCTURES[label] for label in np.unique(half)} == set(STRUCTURES) - {"tumor"}
 
 
 def test_the_landmarks_are_where_anatomy_has_them(anatomy):

@@ -33,7 +33,7 @@ from tissnet_components.phantom.physics import (
 from tissnet_components.phantom.skull_base import (
     CANAL,
     LABEL,
-    TISSUES,
+    STRUCTURES,
     Anatomy,
     Grid,
     atlas_frame,
@@ -52,7 +52,7 @@ VARIED_SCALE = (0.85, 1.4)  # of a real tumor's diameter
 ATLAS_PER_PATIENT = float(np.prod(ATLAS_PER_BRAIN))  # of volumes
 BINS = 64  # of the phase by off-resonance, from -pi to pi
 
-RELAXATION = dict(zip(TISSUES, TISSUES, strict=True)) | {
+RELAXATION = dict(zip(STRUCTURES, STRUCTURES, strict=True)) | {
     "brain": "grey",
     "artery": "blood",
     "vein": "blood",
@@ -294,7 +294,7 @@ def vary_contrast(rng: np.random.Generator, t2: np.ndarray, anatomy: Anatomy, sc
     at_rest = max(float(t2[anatomy.labels == LABEL["csf"]].mean()), 1e-6)
     levels = {name: at_rest * float(np.exp(rng.uniform(*np.log(span)))) for name, span in BRIGHTNESS.items()}
     levels["labyrinth"] = levels["csf"]
-    factors = np.ones(len(TISSUES), np.float32)
+    factors = np.ones(len(STRUCTURES), np.float32)
     for name, level in levels.items():
         here = t2[anatomy.labels == LABEL[name]]
         factors[LABEL[name]] = level / max(float(np.median(here)), 1e-3 * at_rest) if len(here) else 1
@@ -350,7 +350,8 @@ def signal(
 ) -> np.ndarray:
     """Signal of every voxel. `flow` multiplies that of moving blood: inflow brightens it, leaving early darkens it."""
     bins = np.linspace(-np.pi, np.pi, BINS, endpoint=False)
-    names = {name: tissues[RELAXATION[name]] for name in TISSUES} | {name: tissues[name] for name in ("white", "pia")}
+    names = {name: tissues[RELAXATION[name]] for name in STRUCTURES}
+    names |= {name: tissues[name] for name in ("white", "pia")}
     table = np.array(
         [
             flow.get(name, 1) * sequence(with_gadolinium(tissue, agents.get(name, 0)), phase=bins)
@@ -380,7 +381,7 @@ def texture_of(rng: np.random.Generator, grid: Grid, labels: np.ndarray) -> np.n
         "vein": 0.2,
         "csf": 0.06,
     }
-    rough = np.array([roughness.get(name, 0) for name in TISSUES], np.float32)[labels]
+    rough = np.array([roughness.get(name, 0) for name in STRUCTURES], np.float32)[labels]
     return np.clip(
         1
         + rough * (0.7 * grid.speckle(rng, 0.5) + 0.5 * grid.smooth_field(rng, 2.5) + 0.5 * grid.smooth_field(rng, 7)),

@@ -23,11 +23,11 @@ from tissnet_components.phantom.solids import Ellipsoid, Solid, Tube, Vector, co
 
 SPACING_MM = (0.41, 0.41, 1.5)
 SHAPE = (272, 160, 40)
-TISSUES = (
+STRUCTURES = (
     "air", "bone", "brain", "csf", "artery", "vein", "nerve", "muscle", "fat", "marrow", "gland", "mucosa", "dura",
     "labyrinth", "tumor",
 )  # fmt: skip
-LABEL = {name: index for index, name in enumerate(TISSUES)}
+LABEL = {name: index for index, name in enumerate(STRUCTURES)}
 EVERYWHERE = (slice(None),) * 3
 
 
@@ -117,11 +117,13 @@ class Canvas:
             slice(max(0, a), b) for a, b in zip((found.min(0) - 1) * steps, (found.max(0) + 2) * steps, strict=True)
         )
 
-    def paint(self, tissue: str, solid: Solid, over: Sequence[str] = TISSUES, where: np.ndarray | None = None) -> None:
+    def paint(
+        self, tissue: str, solid: Solid, over: Sequence[str] = STRUCTURES, where: np.ndarray | None = None
+    ) -> None:
         """Give the voxels inside `solid` to a tissue, if they belong to one of `over` now and lie in `where`."""
         box = self.box(solid.bounds)
         inside = solid.depth(self.position[(slice(None), *box)]) > 0
-        if over is not TISSUES:
+        if over is not STRUCTURES:
             inside &= self.is_any(over, box)
         if where is not None:
             inside &= where[box]
@@ -131,7 +133,7 @@ class Canvas:
         self.labels[where] = LABEL[tissue]
 
     def is_any(self, tissues: Sequence[str], box: tuple[slice, ...] = EVERYWHERE) -> np.ndarray:
-        table = np.zeros(len(TISSUES), bool)
+        table = np.zeros(len(STRUCTURES), bool)
         table[[LABEL[name] for name in tissues]] = True
         return table[self.labels[box]]
 
@@ -141,7 +143,7 @@ class Anatomy:
     """Healthy tissue of one patient."""
 
     position: np.ndarray  # (3, X, Y, Z), atlas mm
-    labels: np.ndarray  # index into TISSUES
+    labels: np.ndarray  # index into STRUCTURES
     white: np.ndarray  # fraction of white matter in voxels of the brain
     fluid: np.ndarray  # fraction of CSF in voxels of the brain
 
@@ -296,7 +298,7 @@ def draw_midline(rng: np.random.Generator, grid: Grid, canvas: Canvas) -> None:
         canvas.paint("air", airway)
 
 
-def draw_sides(rng: np.random.Generator, canvas: Canvas, parts, over: Sequence[str] = TISSUES) -> None:
+def draw_sides(rng: np.random.Generator, canvas: Canvas, parts, over: Sequence[str] = STRUCTURES) -> None:
     """Paint parts of the right side and their mirror images, each a little off its place."""
     for side in (1, -1):
         offset = rng.normal(0, 0.5, 3)

@@ -46,7 +46,7 @@ KINDS = {  # the end of a file's path, in TCIA's zip files or in the BIDS varian
 FILE_KIND = {kind: re.compile(rf".*{pattern}", re.IGNORECASE) for kind, pattern in KINDS.items()}
 SAME_POINT_MM = 0.1
 HEAD_MM = np.array([(x, y, z) for x in (-100, 100) for y in (-100, 100) for z in (-100, 100)])
-FILES = ("t2", "t1ce", "seg")
+WRITTEN = ("t2", "t1ce", "seg")
 
 Found = Mapping[str, Sequence]  # kind -> files or series of a patient
 
@@ -87,7 +87,7 @@ def prepare_vs(
     """
     folder, datalist, workers = existing_folder(root), writable(f"{out}/datalist.json"), checked_workers(workers)
     named, assigned = _parse_structures(structures), _assigned(split)
-    found = find_patients(folder)
+    found = find_downloads(folder)
     unnamed = set_apart_unnamed(found, {}, assigned, split)
     failed = convert_all(found, datalist.parent, named, workers)
     skipped = unnamed | failed
@@ -107,7 +107,7 @@ def patient_name(text: str) -> str | None:
     return f"VS-SEG-{int(match[1]):03d}" if match else None
 
 
-def find_patients(root: Path) -> dict[str, Found]:
+def find_downloads(root: Path) -> dict[str, Found]:
     """Scans, contours and transforms of every patient below a folder; images are not opened.
 
     Raises:
@@ -157,7 +157,7 @@ def convert(name: str, found: Found, out: Path, structure: str | None = None) ->
     t1ce = into_grid(t1_image, t2_image, t2_to_t1)
     check_intensities(np.asanyarray(t1ce.dataobj), f"{t1}, brought to T2's grid by {transform},")
     seg = nib.Nifti1Image(tumor_mask(contours, t2_image.shape, t2_image.affine), t2_image.affine)
-    _write(out, name, dict(zip(FILES, (t2_image, t1ce, seg), strict=True)))
+    _write(out, name, dict(zip(WRITTEN, (t2_image, t1ce, seg), strict=True)))
 
 
 def choose_scan(found: Found, modality: str) -> Path | Series:
@@ -371,4 +371,4 @@ def _entry(name: str) -> dict[str, object]:
 
 
 def _files(name: str) -> list[str]:
-    return [f"{name}/{name}_{kind}.nii.gz" for kind in FILES]
+    return [f"{name}/{name}_{kind}.nii.gz" for kind in WRITTEN]

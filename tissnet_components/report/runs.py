@@ -16,7 +16,7 @@ from tissnet_components.report import slug
 
 FOLD = re.compile(r"fold_\d+")
 RECORD = ("minutes", "machine", "finished")
-CALIBRATION = ("error_from", "error_to", "voxels", "predicted", "mistakes")
+CALIBRATION_COLUMNS = ("error_from", "error_to", "voxels", "predicted", "mistakes")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Run:
         protocol: which part of the volumes was evaluated.
         cases: case -> metric -> value, NaN where missing.
         folders: case -> the folder of its pictures.
-        calibration: (10, 5), the columns of CALIBRATION, summed over cases; None without an error map.
+        calibration: (10, 5), the columns of CALIBRATION_COLUMNS, summed over cases; None without an error map.
         learning: of each fold, loss term or metric -> (N, 2), iteration and value; empty without TensorBoard's files.
         untested: cases that the datalist beside the tables has in the sections that were tested, and the tables lack.
     """
@@ -272,8 +272,8 @@ def _check_dice(values: Mapping[str, float], case: str, file: Path) -> None:
 
 def _calibration(file: Path, tested: set[str]) -> np.ndarray:
     cases: dict[str, list[list[float]]] = {}
-    for row in _read_csv(file, ("case", *CALIBRATION)):
-        cases.setdefault(row["case"], []).append([_number(row[name], file) for name in CALIBRATION])
+    for row in _read_csv(file, ("case", *CALIBRATION_COLUMNS)):
+        cases.setdefault(row["case"], []).append([_number(row[name], file) for name in CALIBRATION_COLUMNS])
     if others := sorted(set(cases) ^ tested):
         raise UserError(f"{file} holds other cases than cases.csv ({listed(others)}): evaluate again")
     tables = [np.array(table) for table in cases.values()]

@@ -26,7 +26,7 @@ REPORT_KEYS = {
     "alarm": dict,
 }
 ALARM_KEYS = dict.fromkeys(("dice", *QUALITIES), int | float)
-KINDS: dict[Any, str] = {
+KIND_NAMES: dict[Any, str] = {
     str: "a text",
     str | None: "a text",
     int: "a whole number",
@@ -93,7 +93,7 @@ def check_keys(given: object, known: Mapping[str, Any], where: str, required: Se
     for key, value in given.items():
         if not _is_of(value, known[key]):
             raise UserError(
-                f"{key!r} of {where} is {value!r}, expected {KINDS[known[key]]}; docs/guide/study.md shows one"
+                f"{key!r} of {where} is {value!r}, expected {KIND_NAMES[known[key]]}; docs/guide/study.md shows one"
             )
 
 

@@ -42,7 +42,6 @@ REFERENCE = (
     "SliceThickness",
 )
 NEEDED = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 SEXES = {"MALE": "M", "FEMALE": "F", "OTHER": "O", "M": "M", "F": "F", "O": "O", "": ""}
 STORAGE = {
     "MR": "1.2.840.10008.5.1.4.1.1.4",
