@@ -318,8 +318,11 @@ def vary(rng: np.random.Generator) -> dict[str, Tissue]:
 
 
 def t2_weighted(rng: np.random.Generator) -> tuple[MRSequence, float]:
-    """A sequence as a function of tissue and phase, and its TR: CISS (193 patients of 242, 70 degrees), a restored
-    turbo spin echo (49: TR 750 ms, TE 116 to 124 ms, turbo factor 23), or FIESTA, which other scanners have."""
+    """A sequence as a function of tissue and phase, and its TR.
+
+    CISS (193 patients of 242, 70 degrees), a restored turbo spin echo (49: TR 750 ms, TE 116 to 124 ms, turbo factor
+    23), or FIESTA, which other scanners have.
+    """
     kind = rng.choice(["ciss", "tse", "fiesta"], p=[0.7, 0.2, 0.1])
     if kind == "tse":
         sequence = partial(driven_equilibrium, tr_ms=750, te_ms=rng.uniform(116, 124), train_ms=rng.uniform(220, 280))

@@ -178,7 +178,7 @@ def _case_and_modality(file: Path) -> tuple[str, str] | None:
 
 
 def _modality(suffix: str) -> str | None:
-    """ "t1" of "T1w", for example."""
+    """The modality of a suffix: "t1" of "T1w", for example."""
     match = SCAN_NAME.fullmatch(suffix)
     return match and match.lastgroup
 
