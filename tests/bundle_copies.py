@@ -28,7 +28,7 @@ def random_weights(bundle: Path) -> None:
     head = network.segmentor.decoders["fine"].head
     with torch.no_grad():
         head.weight *= 500
-        image = 2 * torch.rand(1, len(parser["source_modalities"]), 32, 32, 8) - 1
+        image = 2 * torch.rand(1, len(parser.get_parsed_content("source_modalities")), 32, 32, 8) - 1
         head.bias -= network(image).double().logit().median()
     (bundle / "models").mkdir(exist_ok=True)
     torch.save(network.state_dict(), bundle / "models" / "plain.pt")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tissnet_components import cascade
 from tissnet_components.cascade import Frozen, PerceivedCascade, TissNet, refine_with_error
 from tissnet_components.unet25d import UNet25D
-from tissnet_components.weights import compact, keep_image_settings, load_perceptor, load_weights, read_state
+from tissnet_components.weights import compact, keep_recipe, load_perceptor, load_weights, read_state
 
 WIDTHS = [2, 4, 4, 4, 4]
 
@@ -226,12 +227,28 @@ def test_weights_of_another_network_are_refused(weights, network, message):
         load_weights(network, str(weights))
 
 
-def test_weights_trained_at_another_voxel_size_are_refused(weights):
-    keep_image_settings(weights, {"spacing_mm": [1.5, 1.5, 1.5], "percentiles": [1, 99]})
+def test_weights_trained_otherwise_are_refused(weights):
+    keep_recipe(weights, {"spacing_mm": [1.5, 1.5, 1.5], "percentiles": [1, 99], "norm": "batch"})
+    with pytest.raises(ValueError, match=r"spacing_mm \[1.5, 1.5, 1.5\] .* this run uses \[1, 1, 1\]; give --spac"):
+        load_weights(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": [1, 1, 1]})
     for load in (load_weights, load_perceptor):
-        with pytest.raises(ValueError, match=r"spacing_mm \[1.5, 1.5, 1.5\] .* this run uses \[1, 1, 1\]; give --spac"):
-            load(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": [1, 1, 1]})
+        with pytest.raises(ValueError, match=r"norm batch .* this run uses instance; give --norm 'batch'"):
+            load(UNet25D(1, WIDTHS), str(weights), {"norm": "instance"})
         load(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": (1.5, 1.5, 1.5), "percentiles": [1.0, 99.0]})
+
+
+def test_a_perceptor_of_another_voxel_size_sees_the_image_at_its_own(weights, caplog):
+    keep_recipe(weights, {"spacing_mm": [2, 2, 4], "source_modalities": ["t2"]})
+    image = torch.rand(1, 1, 16, 16, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    perceptor = load_perceptor(UNet25D(1, WIDTHS), str(weights), {"spacing_mm": [1, 1, 4], "source_modalities": ["t1"]})
+    assert f"{weights} was trained at [2, 2, 4] mm and this run is at [1, 1, 4] mm" in caplog.text
+    plain = load_perceptor(UNet25D(1, WIDTHS), str(weights)).eval()
+    perceptor.eval()
+    expected = F.interpolate(plain(image[:, :, ::2, ::2]), (32, 32, 8), mode="trilinear")
+    torch.testing.assert_close(perceptor(image), expected)
+    image.requires_grad_(True)
+    perceptor(image).sum().backward()
+    assert image.grad.abs().sum() > 0
 
 
 def test_weights_that_tell_nothing_of_their_images_are_taken(weights):
@@ -241,7 +258,7 @@ def test_weights_that_tell_nothing_of_their_images_are_taken(weights):
 @pytest.mark.parametrize("told", ["{", "[]", "5", '{"spacing_mm": 2}', '{"percentiles": ["a", "b"]}'])
 def test_a_damaged_file_beside_the_weights_is_named(weights, told):
     weights.with_suffix(".json").write_text(told)
-    with pytest.raises(ValueError, match=r"perceptor.json does not tell how images were prepared .*remove it"):
+    with pytest.raises(ValueError, match=r"perceptor.json does not tell how .* was trained: .*remove it"):
         load_weights(UNet25D(1, WIDTHS), str(weights))
 
 
@@ -265,7 +282,7 @@ def test_a_missing_perceptor_prints_the_command_that_trains_one(tmp_path):
 
 def test_compact_weights_load_strictly_and_are_deflated_halves(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    keep_image_settings(tmp_path / "model.pt", {"spacing_mm": [1, 1, 3]})
+    keep_recipe(tmp_path / "model.pt", {"spacing_mm": [1, 1, 3]})
     compact(str(tmp_path / "model.pt"), str(tmp_path / "small" / "model.pt"))
     loaded = load_weights(copy.deepcopy(network), str(tmp_path / "small" / "model.pt"))
     for name, value in loaded.state_dict().items():

@@ -43,7 +43,7 @@ def tiny_bundle(name: str, folder: Path) -> Path:
     parser = ConfigParser(config)
     network = parser.get_parsed_content("network_def").eval()
     scans = write_scans(folder / "anna")
-    image = [scans[modality] for modality in config["source_modalities"]]
+    image = [scans[modality] for modality in ConfigParser(config).get_parsed_content("source_modalities")]
     with torch.no_grad():
         fine = network(parser.get_parsed_content("preprocessing")({"case": "anna", "image": image})["image"][None])
         network.segmentor.decoders["fine"].head.bias -= torch.logit(fine.as_tensor().quantile(0.9))
@@ -377,6 +377,53 @@ def test_a_table_of_cases_names_its_scans_from_its_own_folder(bundle, cohort, tm
     table.write_text("\n".join(["case,t1,t1ce,t2", *rows]))
     segment(str(bundle), cases=str(table), out=str(tmp_path / "out"), outputs="seg")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"anna", "carl"}
+
+
+ODD_NAMES = ["P1.1", "P1.2", "1.2.840.113619", "a.nii", "b.nii.gz", "c$d", "50%", "@image", "$(ls)", "%x", " e", "é"]
+
+
+def test_cases_of_any_name_keep_their_results_apart_and_are_seen_as_finished(vs_bundle, scans, tmp_path, capsys):
+    files = [tmp_path / f"{number}.nii" for number in range(len(ODD_NAMES))]
+    for file in files:
+        nib.save(nib.load(scans["t2"]), file)
+    table = tmp_path / "cases.csv"
+    table.write_text("case,t2\n" + "".join(f"{name},{file}\n" for name, file in zip(ODD_NAMES, files, strict=True)))
+    options = {"cases": str(table), "out": str(tmp_path / "out"), "outputs": "seg"}
+    segment(str(vs_bundle), **options)
+    names = [name.strip() for name in ODD_NAMES]
+    assert files_below(tmp_path / "out") == {
+        f"{name}/{name}_{file}" for name in names for file in ("seg.nii.gz", "summary.json")
+    }
+    capsys.readouterr()
+    segment(str(vs_bundle), **options, resume=True)
+    assert " ml" not in capsys.readouterr().out
+    assert "(12 of 12 cases" in refused(vs_bundle, **options)
+
+
+@pytest.mark.parametrize("name", ["anna.t2.hdr", "anna.t2.NII.GZ", "anna.t2.img"])
+def test_a_patient_is_named_by_all_but_the_ending_of_the_scan(vs_bundle, scans, tmp_path, name):
+    image = nib.load(scans["t2"])
+    kind = nib.Nifti1Pair if name.endswith(("hdr", "img")) else nib.Nifti1Image
+    nib.save(kind(np.asarray(image.dataobj), image.affine), tmp_path / name)
+    segment(str(vs_bundle), t2=str(tmp_path / name), out=str(tmp_path / "out"), outputs="seg")
+    assert files_below(tmp_path / "out") == {f"anna.t2/anna.t2_{file}" for file in ("seg.nii.gz", "summary.json")}
+
+
+def test_what_is_found_and_what_is_passed_over_is_told(vs_bundle, scans, tmp_path, capsys):
+    (tmp_path / "scans" / "notes").mkdir(parents=True)
+    write_dicom(scans["t2"], tmp_path / "scans" / "bert")
+    shutil.copy(scans["t2"], tmp_path / "scans" / "anna_t2.nii.gz")
+    shutil.copy(scans["t2"], tmp_path / "scans" / "brain.nii.gz")
+    options = {"cases": str(tmp_path / "scans"), "out": str(tmp_path / "scans" / "out"), "outputs": ("seg", "error")}
+    with pytest.raises(SystemExit) as ended:
+        segment(str(vs_bundle), **options)
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert f"{tmp_path / 'scans'}: 2 cases, 1 of them in DICOM folders; 1 files passed over" in shown.out
+    assert "1 not run:\n  brain.nii.gz: its name tells no contrast; name it CASE_t2.nii.gz" in shown.err
+    assert {file.name for file in (tmp_path / "scans" / "out").iterdir()} == {"anna", "bert"}
+    segment(str(vs_bundle), **options, skip_unmatched=True, resume=True)
+    assert "brain.nii.gz: its name tells no contrast" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tissnet_components.errors import UserError
 from tissnet_components.files import write_whole
 from tissnet_components.results.overview import overview
 from tissnet_components.training import Player
-from tissnet_components.weights import check_image_settings, check_weights_fit, keep_image_settings, read_state
+from tissnet_components.weights import check_recipe, check_weights_fit, keep_recipe, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class TrainingCheckpoint:
         evaluator: validates during training.
         discriminators: the other player, if there is one.
         interval: epochs between two writings of the last checkpoint.
-        image_settings: ``spacing_mm`` and ``percentiles`` of the training.
+        recipe: of the training, see `read_recipe`.
         writer: of TensorBoard; what it logged reaches the disk before a checkpoint does, and what it logged after the
             checkpoint that a training resumes from is withdrawn.
 
@@ -132,10 +132,10 @@ class TrainingCheckpoint:
         evaluator: Evaluator,
         discriminators: Player | None = None,
         interval: int = 1,
-        image_settings: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
         writer: SummaryWriter | None = None,
     ) -> None:
-        self.image_settings = dict(image_settings or {})
+        self.recipe = dict(recipe or {})
         self.folder, self.name, self.interval, self.writer = Path(save_dir), name, interval, writer
         self.kept, self.evaluator = network.kept, evaluator
         self.objects = {"network": network.module, **network.state()}
@@ -153,7 +153,7 @@ class TrainingCheckpoint:
     def __call__(self, engine: Trainer) -> None:
         if self.evaluator.state.best_metric_epoch == engine.state.epoch:
             self._save(self.kept.state_dict(), f"{self.name}.pt")
-            keep_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
+            keep_recipe(self.folder / f"{self.name}.pt", self.recipe)
         if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
             if self.writer is not None:
                 self.writer.flush()
@@ -170,7 +170,7 @@ class TrainingCheckpoint:
         return {**states, "epoch": engine.state.epoch, "best": best}
 
     def _resume(self, engine: Trainer, path: Path) -> None:
-        check_image_settings(self.folder / f"{self.name}.pt", self.image_settings)
+        check_recipe(self.folder / f"{self.name}.pt", self.recipe)
         checkpoint = read_state(path)
         if absent := [key for key in (*self.objects, "epoch", "best") if key not in checkpoint]:
             raise UserError(f"{path} lacks {absent[0]!r}, so no training can resume from it; remove it to start anew")

@@ -13,9 +13,9 @@ PREFIX = __name__.rpartition(".")[0]
 MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> where it is
     "case_table": "results.case_table",
     "cascade.load_generator": "comparators.pix2pix.load_generator",
-    "cascade.load_perceptor": "weights.load_perceptor",
-    "cascade.load_weights": "weights.load_weights",
-    "cascade.read_image_settings": "weights.read_image_settings",
+    "cascade.load_perceptor": "moved.load_perceptor",
+    "cascade.load_weights": "moved.load_weights",
+    "cascade.read_image_settings": "weights.read_recipe",
     "datasets.cases": "scans.datalist",
     "inference.CheckedCases": "moved.CheckedCases",
     "inference.ChooseMapd": "label_server.ChooseMapd",
@@ -35,6 +35,16 @@ class CheckedCases:
     def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
         usable_cases = locate(f"{PREFIX}.scans.cases.usable_cases")
         self.good, self.failed = usable_cases([{key: case[key] for key in ("case", *keys)} for case in cases])
+
+
+def load_weights(network: Any, path: str, image_settings: Mapping[str, Any] | None = None) -> Any:
+    """What bundles of version 0.2 call `image_settings` is a part of the recipe."""
+    return locate(f"{PREFIX}.weights.load_weights")(network, path, image_settings)
+
+
+def load_perceptor(perceptor: Any, path: str, image_settings: Mapping[str, Any] | None = None) -> Any:
+    """Likewise."""
+    return locate(f"{PREFIX}.weights.load_perceptor")(perceptor, path, image_settings)
 
 
 def forwarding(module: str) -> Callable[[str], Any]:

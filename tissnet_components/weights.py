@@ -1,8 +1,9 @@
-"""Read and write weights, and how their images were prepared, which stands beside them."""
+"""Read and write weights, and the recipe of their training, which stands beside them."""
 
 import hashlib
 import io
 import json
+import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -10,44 +11,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tissnet_components.errors import FileMissing, UserError
 from tissnet_components.files import whole, write_whole
 
+SIZES = ("patch_size", "window_size")  # of a recipe; a network takes any
+logger = logging.getLogger(__name__)
+
 
 def load_weights(
     network: nn.Module,
     path: str,
-    image_settings: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
     missing: str = "train the network first (run training)",
 ) -> nn.Module:
     """Load a state dict strictly, with ``weights_only=True``, and return the network.
 
     Args:
-        image_settings: how this run prepares images, which no shape in the file can tell: see `check_image_settings`.
+        recipe: how this run is set, which no shape in the file can tell: see `check_recipe`.
         missing: what to tell the user to do when there is no such file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not a state dict, does not fit the network, or was trained on other images.
+        ValueError: the file is not a state dict, does not fit the network, or was trained otherwise.
     """
     if not os.path.isfile(path):
         raise FileMissing(f"no weights at {path}: {missing}")
-    check_image_settings(path, image_settings or {})
+    check_recipe(path, recipe or {})
     state = read_state(path)
     check_weights_fit(network, state, path)
     network.load_state_dict(state)
     return network
 
 
-def keep_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> None:
-    """Write how a training prepared its images (``spacing_mm``, ``percentiles``) beside its weights, as JSON."""
-    write_whole(Path(weights).with_suffix(".json"), f"{json.dumps(dict(settings))}\n".encode())
+def keep_recipe(weights: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Write, as JSON beside its weights, what no shape in them tells of a training and every later use needs."""
+    write_whole(Path(weights).with_suffix(".json"), f"{json.dumps(dict(recipe))}\n".encode())
 
 
-def read_image_settings(weights: str | Path, default: Mapping[str, Any]) -> dict[str, Any]:
-    """How the training of these weights prepared its images; what the file beside them does not tell is ``default``."""
+def read_recipe(weights: str | Path, default: Mapping[str, Any]) -> dict[str, Any]:
+    """How these weights were trained; what the file beside them does not tell, as an older one, is ``default``.
+
+    Returns:
+        ``source_modalities`` in their order, ``spacing_mm``, ``percentiles`` of the brain beyond which images are
+        clipped, ``patch_size`` and ``window_size`` in voxels, ``widths``, ``upsampling``, ``norm``.
+    """
     path = Path(weights).with_suffix(".json")
     if not path.is_file():
         return dict(default)
@@ -55,22 +65,28 @@ def read_image_settings(weights: str | Path, default: Mapping[str, Any]) -> dict
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         told = None
-    lists = told.values() if isinstance(told, dict) else [None]
-    if not all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in lists):
-        raise UserError(f"{path} does not tell how images were prepared for {weights}: copy it again, or remove it")
+    if not isinstance(told, dict) or not all(map(_is_plain, told, told.values())):
+        raise UserError(f"{path} does not tell how {weights} was trained: copy it again, or remove it")
     return {**default, **told}
 
 
-def check_image_settings(weights: str | Path, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError when the file beside the weights says that they were trained on images prepared otherwise.
+def _is_plain(name: str, value: Any) -> bool:
+    kinds = (str,) if name == "source_modalities" else (int, float)
+    return isinstance(value, str) or (isinstance(value, list) and all(type(one) in kinds for one in value))
+
+
+def check_recipe(weights: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Raise ValueError when the file beside the weights says that they were trained otherwise than this run is set.
 
     A network accepts images of any voxel size, and is wrong without a word at another than it was trained with.
     """
-    for name, trained in read_image_settings(weights, settings).items():
-        if name in settings and list(settings[name]) != list(trained):
+    for name, trained in read_recipe(weights, recipe).items():
+        set_to = recipe.get(name, trained)
+        if name not in SIZES and list(set_to) != list(trained):
+            option, shown = (trained, set_to) if isinstance(trained, str) else (json.dumps(trained), list(set_to))
             raise UserError(
                 f"{weights} was trained with {name} {trained} (says the .json beside it), and this run uses "
-                f"{list(settings[name])}; give --{name} '{json.dumps(trained)}', or the configs of its training"
+                f"{shown}; give --{name} '{option}', or the configs of its training"
             )
 
 
@@ -106,8 +122,8 @@ def compact(weights: Path, out: Path) -> None:
     Example:
         python -m tissnet_components compact --weights runs/models/model.pt --out bundles/tissnet_brats/models/model.pt
 
-    ``torch.load`` reads the result as any other file; a network takes it up in its own precision. The file of image
-    settings beside the weights goes along.
+    ``torch.load`` reads the result as any other file; a network takes it up in its own precision. The recipe
+    beside the weights goes along.
 
     Args:
         weights: file of weights, as training writes it.
@@ -154,11 +170,49 @@ def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: 
             )
 
 
-def load_perceptor(perceptor: nn.Module, path: str, image_settings: Mapping[str, Any] | None = None) -> nn.Module:
-    """Load S_p, which ``PerceptibilityLoss`` and ``PerceivedCascade`` freeze."""
+def load_perceptor(perceptor: nn.Module, path: str, recipe: Mapping[str, Any] | None = None) -> nn.Module:
+    """Load S_p, which ``PerceptibilityLoss`` and ``PerceivedCascade`` freeze.
+
+    One that was trained at another voxel size sees the image at its own, see `AtSpacing`.
+
+    Args:
+        recipe: of this run; the perceptor sees the target alone, whatever the sources.
+    """
     command = (
         "train the perceptor first: python -m monai.bundle run training "
         "--config_file \"['configs/train.json','configs/direct_segmentation.json']\" --dataset_dir DIR "
         "(with the same widths and spacing)"
     )
-    return load_weights(perceptor, path, image_settings, missing=command)
+    recipe = dict(recipe or {})
+    spacing_mm = recipe.pop("spacing_mm", None)
+    recipe.pop("source_modalities", None)
+    perceptor = load_weights(perceptor, path, recipe, missing=command)
+    own_mm = read_recipe(path, {}).get("spacing_mm", spacing_mm)
+    if spacing_mm is None or list(own_mm) == list(spacing_mm):
+        return perceptor
+    logger.warning(
+        f"{path} was trained at {own_mm} mm and this run is at {list(spacing_mm)} mm: it sees the synthetic image "
+        f"resampled; to train one at this spacing, add configs/direct_segmentation.json"
+    )
+    return AtSpacing(perceptor, [here / own for here, own in zip(spacing_mm, own_mm, strict=True)])
+
+
+class AtSpacing(nn.Module):
+    """A network that sees its input resampled, and whose answer is resampled back, each linearly.
+
+    Args:
+        zoom: voxels of the network per voxel of the input, along X, Y, Z.
+
+    Shapes:
+        image: (B, C, X, Y, Z).
+        returns: the network's channels on the same grid.
+    """
+
+    def __init__(self, network: nn.Module, zoom: Sequence[float]) -> None:
+        super().__init__()
+        self.network, self.zoom = network, tuple(zoom)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        size = [max(1, round(length * zoom)) for length, zoom in zip(image.shape[2:], self.zoom, strict=True)]
+        answer = self.network(F.interpolate(image, size, mode="trilinear"))
+        return F.interpolate(answer, image.shape[2:], mode="trilinear")

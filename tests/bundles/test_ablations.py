@@ -219,7 +219,7 @@ def test_a_compared_method_has_the_weights_that_the_docs_give_it(bundle, name, v
 def test_a_generator_is_loaded_for_the_images_of_this_run(bundle, name):
     parser = parse(bundle, "train", *CONFIGS[name], spacing_mm=[2, 2, 2])
     loaded = parser.get_parsed_content("network_def::generator", instantiate=False).get_config()
-    assert loaded["image_settings"]["spacing_mm"] == [2, 2, 2]
+    assert loaded["recipe"]["spacing_mm"] == [2, 2, 2]
 
 
 def test_the_studies_are_twins_but_for_the_contrasts():

@@ -19,7 +19,7 @@ from tissnet_components.losses import Batch
 from tissnet_components.metrics import box_around, dice
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.transforms import NormalizeBrain
-from tissnet_components.weights import keep_image_settings
+from tissnet_components.weights import keep_recipe
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "tissnet_brats"
 SCHEMA = Path(__file__).parents[3] / "shared" / "meta_schema_20240725.json"
@@ -185,20 +185,30 @@ def test_inference_runs_the_network_that_was_trained(overlays):
 
 def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
     train, inference = read("train") | read("recipe"), read("inference")
-    told = {"image_settings", "spacing_mm", "percentiles"}
-    own = {"imports", "network", "perceptor", "precision", "preprocessing", "initialize", "run", *told}
-    shared = (train.keys() & inference.keys()) - own - {"patch_size", "window_size"}
-    assert {"widths", "source_modalities", "dropout", "norm"} <= shared
+    told = inference["recipe"]["default"]
+    own = {"imports", "network", "perceptor", "precision", "preprocessing", "initialize", "run", "recipe", *told}
+    shared = (train.keys() & inference.keys()) - own
+    assert {"source_channels", "dropout", "network_def"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
-    default = inference["image_settings"]["default"]
-    assert default == {name: train[name] for name in ("spacing_mm", "percentiles")}
+    assert told == {name: train[name] for name in train["recipe"]}
 
 
-def test_inference_prepares_images_as_the_file_beside_the_weights_tells(tmp_path):
-    keep_image_settings(tmp_path / "model.pt", {"spacing_mm": [2, 2, 4]})
+def test_inference_follows_the_file_beside_the_weights(tmp_path):
+    told = {"spacing_mm": [2, 2, 4], "source_modalities": ["t2"], "widths": [2, 2, 2, 2, 2], "upsampling": "transposed"}
+    keep_recipe(tmp_path / "model.pt", told | {"window_size": [32, 32, 16]})
+    parser = parse("inference", ckpt_dir=str(tmp_path))
+    assert {name: parser.get_parsed_content(name) for name in told} == told
+    assert parser.get_parsed_content("window_size") == [32, 32, 16]
+    trained = parse("train", **told).get_parsed_content("network_def")
+    assert str(parser.get_parsed_content("network_def")) == str(trained)
+
+
+def test_inference_takes_what_an_older_file_does_not_tell_from_the_bundle(tmp_path):
+    keep_recipe(tmp_path / "model.pt", {"spacing_mm": [2, 2, 4]})
     parser = parse("inference", ckpt_dir=str(tmp_path))
     assert parser.get_parsed_content("spacing_mm") == [2, 2, 4]
     assert parser.get_parsed_content("percentiles") == [0.5, 99.5]
+    assert parser.get_parsed_content("source_modalities") == ["t1", "t1ce", "t2"]
 
 
 def test_the_perceptor_is_what_direct_segmentation_of_the_target_trains():

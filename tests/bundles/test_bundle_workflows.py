@@ -382,6 +382,22 @@ def test_training_without_a_perceptor_stops_at_once_with_the_command_that_trains
     assert "Loading dataset" not in ended.printed
 
 
+@pytest.mark.parametrize("name", ["tissnet_brats", "tissnet_vs"])
+def test_training_as_shipped_needs_the_data_alone(command, data, tmp_path, name):
+    models = tmp_path / "models"
+    models.mkdir()
+    for file in (BUNDLE.parent / name / "models").glob("perceptor.*"):
+        shutil.copy(file, models)
+    config = BUNDLE.parent / name / TRAIN
+    sizes = {"patch_size": [32, 32, 16], "box_size": [32, 32, 16], "epochs": 1}
+    options = {"bundle_root": tmp_path, "dataset_dir": data, **sizes, "source_modalities": ["t2"]}
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    ended = command("monai.bundle", "run", "training", "--config_file", str(config), *words)
+    assert ended.succeeded
+    assert "it sees the synthetic image resampled" in ended.printed
+    assert (models / "model.pt").is_file()
+
+
 @pytest.mark.parametrize(
     ("entry_point", "config_file", "file"),
     [
@@ -396,8 +412,13 @@ def test_weights_of_other_widths_are_refused(command, work, data, tmp_path, entr
     settings = run(entry_point, config_file, data, work / "models", tmp_path, epochs=3, widths=[4, 4, 4, 4, 4])
     before = (work / "models" / file).read_bytes()
     sentence = command(*settings).sentence
-    assert f"{work / 'models' / file} does not fit the configured network" in sentence
-    assert "`widths`" in sentence
+    told = (
+        "does not fit the configured network"
+        if entry_point == "inferring"
+        else "was trained with widths [2, 2, 2, 2, 2]"
+    )
+    assert f"{work / 'models' / file.replace('_last', '')} {told}" in sentence
+    assert "widths" in sentence
     assert (work / "models" / file).read_bytes() == before
 
 

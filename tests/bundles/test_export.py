@@ -45,11 +45,14 @@ def volume(bundle: Path) -> torch.Tensor:
         return torch.from_numpy(nib.load(REAL_SCHWANNOMA).get_fdata(dtype=np.float32))[None]
     if bundle.name == "tissnet_brats" and REAL_GLIOMAS.is_dir():
         patient = sorted(REAL_GLIOMAS.iterdir())[0]
-        files = [patient / f"{patient.name}_{name}.nii.gz" for name in read_config(bundle)["source_modalities"]]
+        files = [
+            patient / f"{patient.name}_{name}.nii.gz"
+            for name in read_config(bundle).get_parsed_content("source_modalities")
+        ]
         return NormalizeBrain()(
             torch.from_numpy(np.stack([nib.load(file).get_fdata(dtype=np.float32) for file in files]))
         )
-    return 2 * torch.rand(len(read_config(bundle)["source_modalities"]), 128, 128, 30) - 1
+    return 2 * torch.rand(len(read_config(bundle).get_parsed_content("source_modalities")), 128, 128, 30) - 1
 
 
 def patches(bundle: Path) -> list[torch.Tensor]:
@@ -196,7 +199,8 @@ def test_monai_deploys_operator_reads_the_folder(bundle):
     )
     from monai.deploy.core import AppContext, Fragment, IOType
 
-    image = np.random.default_rng(0).uniform(1, 100, (40, 36, 12, len(read_config(bundle)["source_modalities"])))
+    channels = read_config(bundle).get_parsed_content("source_channels")
+    image = np.random.default_rng(0).uniform(1, 100, (40, 36, 12, channels))
     operator = operators.MonaiBundleInferenceOperator(
         Fragment(),
         app_context=AppContext({}),

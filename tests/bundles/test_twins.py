@@ -24,7 +24,7 @@ OWN_RECIPE = OWN_SETTINGS | {  # of the weights that each ships
     "epochs",
     "patch_size",
     "window_size",
-    "image_settings",
+    "recipe",
     "narrow_view",
     "contrast_curve",
     "consensus",
@@ -78,7 +78,7 @@ def test_the_metadata_has_the_same_entries():
 @pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])
 def test_inference_prepares_images_exactly_as_the_training_of_the_shipped_weights(bundle, tmp_path):
     config, shape = read(bundle, "inference"), (30, 32, 10)
-    noise = np.random.default_rng(0).uniform(1, 100, (len(config["source_modalities"]), *shape))
+    noise = np.random.default_rng(0).uniform(1, 100, (len(config.get_parsed_content("source_modalities")), *shape))
     affine = oblique_affine((1.2, 0.9, 4))
     case = write_case(tmp_path / "anna", shape=shape, affine=affine)
     case["image"] = [save(tmp_path / f"{number}.nii.gz", image, affine) for number, image in enumerate(noise)]
@@ -90,10 +90,10 @@ def test_inference_prepares_images_exactly_as_the_training_of_the_shipped_weight
 
 @pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])
 @pytest.mark.parametrize("weights", ["model", "perceptor"])
-def test_the_shipped_weights_tell_how_their_training_prepared_images(bundle, weights):
+def test_the_shipped_weights_tell_how_they_were_trained(bundle, weights):
     told = json.loads((bundle / "models" / f"{weights}.json").read_text())
-    assert told == read(bundle, "inference")["image_settings::default"]
-    assert told == read(bundle, "train", "recipe").get_parsed_content("image_settings")
+    assert told == read(bundle, "inference").get_parsed_content("recipe::default")
+    assert told == read(bundle, "train", "recipe").get_parsed_content("recipe")
 
 
 @pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])

@@ -164,7 +164,7 @@ def test_a_mask_lies_where_the_tumor_is_in_every_orientation(bundle, tmp_path):
         affine = nib.affines.from_matvec(np.column_stack([DIRECTIONS[letter] for letter in axes]), [3, -5, 11])
         file = save(tmp_path / f"{axes}.nii.gz", voxels, affine)
         assert "".join(nib.aff2axcodes(nib.load(file).affine)) == axes
-        data = before({"case": axes, "image": [file] * len(parser["source_modalities"])})
+        data = before({"case": axes, "image": [file] * len(parser.get_parsed_content("source_modalities"))})
         bright = (data["image"][:1] > 0.9).float()
         data["pred"] = dict.fromkeys(("synthetic", "coarse", "fine", "error", "refined"), bright)
         for step in after:

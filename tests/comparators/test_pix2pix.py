@@ -15,7 +15,7 @@ from tissnet_components.comparators.pix2pix import (
 )
 from tissnet_components.losses import Batch
 from tissnet_components.unet25d import DualBranchUNet25D
-from tissnet_components.weights import keep_image_settings
+from tissnet_components.weights import keep_recipe
 
 WIDTHS = [2, 4, 4, 4, 4]
 
@@ -99,7 +99,7 @@ def test_training_the_second_stage_leaves_the_generator_as_it_is(second_stage, s
 
 
 def test_a_generator_of_other_images_is_refused(first_stage):
-    keep_image_settings(first_stage[1], {"spacing_mm": [1, 1, 1]})
+    keep_recipe(first_stage[1], {"spacing_mm": [1, 1, 1]})
     load_generator(generator(), first_stage[1], {"spacing_mm": [1, 1, 1]})
     with pytest.raises(ValueError, match="spacing_mm"):
         load_generator(generator(), first_stage[1], {"spacing_mm": [2, 2, 2]})

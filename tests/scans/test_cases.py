@@ -2,13 +2,18 @@ import gzip
 import json
 from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
+from cohort import oblique_affine
 
 from tissnet_components.errors import BadCase
+from tissnet_components.results.maps import SaveImageCased
 from tissnet_components.scans.cases import check_case, usable_cases
 from tissnet_components.scans.datalist import load_datalist
+from tissnet_components.scans.dicom import affine_of
+from tissnet_components.scans.loading import LoadCased
 from tissnet_components.scans.nifti import check_intensities, check_label, check_readable, check_same_grid
 
 SHAPE = (4, 5, 6)
@@ -65,6 +70,21 @@ def test_a_byte_that_changed_is_noticed_by_the_checksum(tmp_path):
 
 def test_a_readable_file_comes_back_with_its_voxels(case):
     np.testing.assert_array_equal(check_readable(case["image"][0]).dataobj, scan())
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 1)], ids=["qform alone", "sform alone", "both"])
+def test_nibabel_and_itk_see_the_mask_where_the_scan_is(tmp_path, codes):
+    image = nib.Nifti1Image(scan(), None)
+    image.header.set_zooms((1, 2, 3))
+    for place, code in zip((image.set_qform, image.set_sform), codes, strict=True):
+        place(oblique_affine((1, 2, 3)) if code else None, code)
+    nib.save(image, tmp_path / "p_t1.nii")
+    loaded = LoadCased("image")({"case": "p", "image": str(tmp_path / "p_t1.nii")})["image"]
+    SaveImageCased("fine", str(tmp_path), "seg")({"fine": loaded})
+    files = (tmp_path / "p_t1.nii", tmp_path / "p" / "p_seg.nii.gz")
+    for affine in (lambda file: nib.load(file).affine, lambda file: affine_of(itk.imread(str(file)))):
+        np.testing.assert_allclose(affine(files[0]), oblique_affine((1, 2, 3)), atol=1e-4)
+        np.testing.assert_allclose(affine(files[1]), affine(files[0]), atol=1e-4)
 
 
 def remove(file: Path):
@@ -147,6 +167,7 @@ SHIFTED = np.eye(4) + np.array([[0, 0, 0, 5.0], *[[0] * 4] * 3])
         pytest.param(make_it_flat, "which cannot be inverted", id="singular affine"),
         pytest.param(with_array(scan(), np.eye(4) / 500), "extends over 0.008 x .*in millimetres?", id="metres"),
         pytest.param(with_array(scan(), np.eye(4) * 1000), r"extends over 4e\+03 x ", id="micrometres"),
+        pytest.param(with_header(sform_code=0, qform_code=0), "does not say where it lies", id="no place"),
         pytest.param(with_qform(FLIPPED), "by its sform and by its qform 8 mm apart", id="two places"),
         pytest.param(with_value(np.nan), "1 voxels that are NaN or infinite", id="NaN"),
         pytest.param(with_value(np.inf), "1 voxels that are NaN or infinite", id="infinity"),

@@ -54,11 +54,11 @@ class Pix2PixDiscriminatorLoss(DiscriminatorLoss):
     tell_apart = staticmethod(tell_apart)
 
 
-def load_generator(generator: nn.Module, path: str, image_settings: Mapping[str, Any] | None = None) -> Frozen:
+def load_generator(generator: nn.Module, path: str, recipe: Mapping[str, Any] | None = None) -> Frozen:
     """Load the generator that a first training left (a ``TissNet`` without segmentor) and freeze it."""
     command = (
         "train the generator first: python -m monai.bundle run training "
         f"--config_file \"['configs/train.json','configs/comparators/{Path(path).stem}.json']\" --dataset_dir DIR "
         "(with the same widths and spacing)"
     )
-    return Frozen(load_weights(TissNet(generator, None), path, image_settings, missing=command).generator)
+    return Frozen(load_weights(TissNet(generator, None), path, recipe, missing=command).generator)

@@ -88,12 +88,21 @@ def _check_size(image: nib.Nifti1Pair, file: str | Path) -> None:
 
 
 def _check_place(image: nib.Nifti1Pair, file: str | Path) -> None:
-    """Refuse an affine that is singular or not in mm, and a qform that says otherwise than the sform, which is used."""
+    """Refuse an affine that is singular or not in mm, one that is no more than a reader's guess, and two that differ.
+
+    Where neither qform nor sform is set, readers place the scan differently, and left and right are not known. Where
+    both are, the sform is used.
+    """
     affine, shape = image.affine, image.shape[:3]
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise BadCase(f"{file} has the affine {affine.tolist()}, which cannot be inverted; repair its header")
     check_extent(affine, shape, file)
     sform, qform = image.get_sform(coded=True)[0], image.get_qform(coded=True)[0]
+    if sform is None and qform is None:
+        raise BadCase(
+            f"{file} does not say where it lies (its sform_code and qform_code are 0), so programs will disagree; "
+            f"export it again with its orientation"
+        )
     if sform is None or qform is None:
         return
     corners = np.stack(np.meshgrid(*[(0, length) for length in (*shape, 1, 1)[:3]], 1), -1).reshape(-1, 4)
