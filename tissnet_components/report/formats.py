@@ -1,11 +1,12 @@
 """A table as Markdown, LaTeX and CSV."""
 
-import csv
-import io
-import math
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
-from tissnet_components.report.tables import Table
+import pandas as pd
+
+from tissnet_components.report.tables import Cell, Table
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -68,8 +69,6 @@ def to_latex(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """The numbers behind the cells, unrounded, each in a column of its own; texts where there are no numbers."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     numbers = [
         list(dict.fromkeys(name for row in table.rows for name in row[index].numbers))
         for index in range(len(table.head))
@@ -78,22 +77,20 @@ def to_csv(table: Table) -> str:
         [f"{head.rstrip(' ↑↓')} {name}".rstrip() for name in names] or [head]
         for head, names in zip(table.head, numbers, strict=True)
     )
-    writer.writerow([cell for group in heads for cell in group])
-    for row in table.rows:
-        groups = (
-            [_plain(cell.numbers.get(name, math.nan)) for name in names] or [cell.text]
-            for cell, names in zip(row, numbers, strict=True)
-        )
-        writer.writerow([cell for group in groups for cell in group])
-    return text.getvalue()
+    rows = [
+        [value for cell, names in zip(row, numbers, strict=True) for value in _values(cell, names)]
+        for row in table.rows
+    ]
+    values = pd.DataFrame(rows, columns=[*chain.from_iterable(heads)])
+    return values.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _values(cell: Cell, names: Sequence[str]) -> Sequence[Any]:
+    return [cell.numbers.get(name) for name in names] or [cell.text]
 
 
 def _is_number_column(table: Table, index: int) -> bool:
     return any(row[index].numbers for row in table.rows)
-
-
-def _plain(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def _latex(text: str) -> str:

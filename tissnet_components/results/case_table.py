@@ -1,13 +1,11 @@
 """The table of an evaluation's cases and metrics, its summary, and how it is written and shown."""
 
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
+import pandas as pd
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
@@ -108,14 +106,15 @@ def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
     A value is missing when it is NaN or the case has no such metric. No values: mean NaN; fewer than two: SD NaN.
     """
-    summary = {}
-    for metric in dict.fromkeys(name for row in rows for name in row):
-        values = torch.tensor([row.get(metric, math.nan) for row in rows], dtype=torch.float64)
-        there = values[~values.isnan()]
-        sd = float(there.std()) if len(there) > 1 else math.nan
-        counts = {"n": len(there), "missing": len(values) - len(there)}
-        summary[metric] = {"mean": float(there.mean()) if len(there) else math.nan, "sd": sd, **counts}
-    return summary
+    return {
+        str(metric): {
+            "mean": float(values.mean()),
+            "sd": float(values.std()),
+            "n": int(values.count()),
+            "missing": int(values.isna().sum()),
+        }
+        for metric, values in pd.DataFrame(rows, dtype=float).items()
+    }
 
 
 def mean_and_sd(mean: float, sd: float, decimals: int = 3) -> str:
@@ -138,17 +137,7 @@ def _of_all_processes(rows: dict) -> dict:
 
 def _csv(rows: list[dict[str, float | str]]) -> bytes:
     """Comma-separated table; what is missing is an empty cell."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    table.writeheader()
-    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue().encode()
-
-
-def _cell(value: float | str) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return "" if math.isnan(value) else f"{value:.6g}"
+    return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
 
 def _print(summary: dict[str, dict[str, float]], empty: dict[str, int], title: str) -> None:
