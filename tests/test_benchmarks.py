@@ -70,7 +70,7 @@ def test_every_inference_variant_looks_at_the_whole_image(monkeypatch):
     monkeypatch.setattr(inference, "REFERENCE_WINDOWS", {"tissnet_vs": (32, 32, 8)})
     counts = {variant: inference.build(variant, "tissnet_vs", (40, 32, 8))() for variant in inference.VARIANTS}
     assert counts["reference"] == {"windows": 2, "window": (32, 32, 8)}
-    assert counts["best precision (package)"] == {"windows": 1, "window": (48, 32, 8)}
+    assert counts["best precision (package)"] == {"windows": 1, "window": (64, 64, 16)}  # the smallest
 
 
 def test_the_package_measures_what_monai_measures():
