@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "tissnet_components"
 SHARED = {
     "OUT": "where each command writes by default",
     "logger": "each module's own, as in Python's documentation",
+    **dict.fromkeys(("load_perceptor", "load_weights"), "as bundles of version 0.2 call them, and as they are"),
     **dict.fromkeys(("fool", "tell_apart"), "the paper's two sides of a game: least squares, and pix2pix's"),
     **dict.fromkeys(
         ("Anatomy", "Grid", "scan", "t1_weighted", "t2_weighted", "vary"),
