@@ -18,6 +18,7 @@ from torch import nn
 
 from tissnet_components.errors import UserError
 from tissnet_components.scans.loading import LoadImageCased
+from tissnet_components.scans.plausible import CheckPlausibled
 from tissnet_components.weights import check_weights_fit, read_state
 
 SERVED_MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
@@ -66,6 +67,16 @@ class LoadImageServed(LoadImageCased):
         names = [chosen] if isinstance(chosen, str) else chosen or []
         beside = [self.weights.with_name(name) for name in names[:1]]
         return next((file for file in beside if file.is_file()), self.weights)
+
+
+class CheckServedd(CheckPlausibled):
+    """``CheckPlausibled`` whose refusal is an answer, 422, in a request of MONAI Label; see ``LoadImageServed``."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        if "image_path" not in data:
+            return super().__call__(data)
+        with answered(422):
+            return super().__call__(data)
 
 
 class ChooseMapd(MapTransform):

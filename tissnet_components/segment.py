@@ -43,6 +43,7 @@ def segment(
     dicom_seg: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    force: bool = False,
     device: str | None = None,
     precision: str | None = None,
     flips: Sequence[Sequence[int]] | None = None,
@@ -85,6 +86,7 @@ def segment(
         dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder.
         overwrite: replace results that are there already.
         resume: keep finished cases, do the others.
+        force: segment also scans that are surely no such contrasts, or not skull-stripped.
         device: cpu, cuda or cuda:1; by default a GPU where there is one.
         precision: float32, bfloat16 or float16; by default the bundle's.
         flips: also segment the scan mirrored, and average: [[0]] from left to right, [[0],[1]] from front to back too;
@@ -126,6 +128,7 @@ def segment(
         "precision": precision,
         "inferer::flips": flips,
         "consensus": consensus,
+        "force": force or None,
         "device": None if device is None else _available(device),
         "inferer::inferer::progress": not cases,
     }

@@ -124,7 +124,18 @@ def test_the_summary_is_written_beside_the_maps_with_the_thresholds_that_it_was_
         "touches_edge": True,
         "empty_mask": False,
         "flags": ["touches_edge", "mean_error"],
+        "reasons": {},
     }
+
+
+def test_doubts_about_the_scan_and_too_much_tumor_are_flagged_with_their_reasons(tmp_path):
+    meta = {"case": "anna", "brain_ml": 0.2, "doubts": {"skull": "there is scalp"}}
+    mask = MetaTensor(torch.ones(1, 5, 5, 5), affine=torch.from_numpy(AFFINE), meta=meta)
+    keys = ["fine", "refined", "error", "disagreement", "coarse"]
+    save = SaveImageSummaryd(keys, str(tmp_path), {**THRESHOLDS, "tumor_share": 0.3})
+    summary = save({"fine": mask})["summary"]
+    assert summary["tumor_share"] == pytest.approx(summary["volume_ml"] / 0.2, abs=1e-4)
+    assert summary["reasons"].keys() == {"tumor_share", "skull"} <= set(summary["flags"])
 
 
 @pytest.mark.parametrize("thresholds", [{}, THRESHOLDS | {"mean_eror": 1}], ids=["none", "a mistyped one"])

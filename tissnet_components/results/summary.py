@@ -23,6 +23,7 @@ from tissnet_components.results.maps import case_file
 LEAST = ("agreement", "predicted_dice")  # suspicious below their threshold
 MOST = ("mean_error", "mean_disagreement")  # and above
 THRESHOLDS = {*LEAST, *MOST, "edge_voxels"}
+SHARE = "tumor_share"  # of the brain; a threshold of the glioma bundle, whose scans show a whole brain
 
 
 def measure_quality(
@@ -90,15 +91,18 @@ class SaveImageSummaryd(SaveImaged):
     Args:
         keys: mask, refined, error, disagreement and coarse, in this order, on the grid of the input scan.
         thresholds: ``agreement`` and ``predicted_dice``, below which a case is flagged, ``mean_error`` and
-            ``mean_disagreement``, above which it is, and ``edge_voxels``.
+            ``mean_disagreement``, above which it is, and ``edge_voxels``; also ``tumor_share``, where the metadata of
+            the scan tell the volume of the brain.
+
+    What `CheckPlausibled` doubts in the scan becomes flags too, with its reasons.
 
     Raises:
-        ValueError: other thresholds than these five.
+        ValueError: other thresholds than these.
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str, thresholds: Mapping[str, float]) -> None:
         super().__init__(keys, output_dir=output_dir)
-        if set(thresholds) != THRESHOLDS:
+        if set(thresholds) - {SHARE} != THRESHOLDS:
             raise UserError(f"quality needs the thresholds {sorted(THRESHOLDS)}, got {sorted(thresholds)}")
         self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)
 
@@ -108,10 +112,21 @@ class SaveImageSummaryd(SaveImaged):
         measured = measure_quality(*maps, np.asarray(image.affine), self.thresholds["edge_voxels"])
         case = image.meta["case"]
         series = {"series": image.meta["series"]} if "series" in image.meta else {}
-        summary = {"case": case, **series, **measured, "flags": quality_flags(measured, self.thresholds)}
+        reasons = {**self._share(measured, image.meta.get("brain_ml")), **image.meta.get("doubts", {})}
+        flags = [*quality_flags(measured, self.thresholds), *reasons]
+        summary = {"case": case, **series, **measured, "flags": flags, "reasons": reasons}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
         write_whole(case_file(self.output_dir, case, "summary"), f"{text}\n".encode())
         return {**data, "summary": summary}
+
+    def _share(self, measured: dict[str, Any], brain_ml: float | None) -> dict[str, str]:
+        """Note which share of the brain is tumor; the reason to doubt it, if there is one."""
+        if not brain_ml:
+            return {}
+        share = round(measured["volume_ml"] / brain_ml, 4)
+        measured |= {"brain_ml": brain_ml, SHARE: share}
+        too_much = share > self.thresholds.get(SHARE, 1)
+        return {SHARE: f"{share:.0%} of the brain would be tumor"} if too_much else {}
 
 
 class PrintSummary:
@@ -123,5 +138,7 @@ class PrintSummary:
     def __call__(self, engine: Engine) -> None:
         for case in engine.state.output:
             if summary := case.get("summary"):
-                flags = f"; look at it: {', '.join(summary['flags'])}" if summary["flags"] else ""
+                reasons = summary["reasons"]
+                told = [f"{flag} ({reasons[flag]})" if flag in reasons else flag for flag in summary["flags"]]
+                flags = f"; look at it: {', '.join(told)}" if told else ""
                 tqdm.write(f"{summary['case']}: {summary['volume_ml']:.2f} ml{flags}")

@@ -27,17 +27,20 @@ class Background:
         return f"{self.value:.4g}" if self.reach == 0 else f"noise or ringing, up to {self.reach:.3g}"
 
 
-def find_brain(volume: np.ndarray) -> np.ndarray:
+def find_brain(volume: np.ndarray, background: Background | None = None) -> np.ndarray:
     """The voxels of the brain, or of the head in a scan that is not skull-stripped.
 
     With a constant background, whatever differs from it. With any other, the largest component that is brighter,
     without holes.
 
+    Args:
+        background: where it is known already.
+
     Shapes:
         volume: (X, Y, Z).
         returns: the same, boolean.
     """
-    background = find_background(volume)
+    background = background or find_background(volume)
     if background.reach == 0:
         return volume != background.value
     return largest_component(volume - background.value > background.reach)
