@@ -57,7 +57,7 @@ def all_samples(tensor: torch.Tensor) -> torch.Tensor:
     """
     if idist.get_world_size() == 1:
         return tensor
-    counts = idist.all_gather(len(tensor))
+    counts: Any = idist.all_gather(len(tensor))
     filled = torch.cat([tensor, tensor.new_zeros(max(counts) - len(tensor), *tensor.shape[1:])])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what shall replace it is private, and newer than our oldest
@@ -73,7 +73,7 @@ def mean_over_processes(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     """
     if idist.get_world_size() == 1:
         return losses
-    everyone = idist.all_gather({name: loss.item() for name, loss in losses.items()})
+    everyone: Any = idist.all_gather({name: loss.item() for name, loss in losses.items()})
     names = dict.fromkeys(name for part in everyone for name in part)
     return {name: torch.tensor(sum(part.get(name, 0.0) for part in everyone) / len(everyone)) for name in names}
 
@@ -88,7 +88,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     reached = parameters[0].new_tensor([parameter.grad is not None for parameter in parameters])
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    summed = idist.all_reduce(torch.cat([reached, *(gradient.reshape(-1) for gradient in gradients)]))
+    summed: Any = idist.all_reduce(torch.cat([reached, *(gradient.reshape(-1) for gradient in gradients)]))
     parts = (summed / idist.get_world_size()).split([len(parameters), *(p.numel() for p in parameters)])
     for parameter, used, part in zip(parameters, parts[0].tolist(), parts[1:], strict=True):
         parameter.grad = part.view_as(parameter) if used else None

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -110,7 +111,7 @@ def report_failed(cases: Mapping[str, str]) -> None:
     """
     import ignite.distributed as idist  # not before it is needed: the command line's help waits for no PyTorch
 
-    everyone = idist.all_gather(dict(cases)) if idist.get_world_size() > 1 else [cases]
+    everyone: Any = idist.all_gather(dict(cases)) if idist.get_world_size() > 1 else [cases]
     reasons = [f"{case}: {reason}" for part in everyone for case, reason in part.items()]
     if not reasons:
         return

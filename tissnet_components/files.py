@@ -14,7 +14,7 @@ from tissnet_components.errors import UserError
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def whole(path: str | os.PathLike) -> Iterator[Path]:
     """A hidden file to write to; it takes the name of ``path`` when it is complete and on the disk. Makes the folder.
 
     Raises:

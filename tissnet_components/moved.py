@@ -33,7 +33,7 @@ class CheckedCases:
     """For bundles of version 0.2: the cases that can be run, and the reasons of the others, after reading all."""
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
-        usable_cases = locate(f"{PREFIX}.scans.cases.usable_cases")
+        usable_cases: Any = locate(f"{PREFIX}.scans.cases.usable_cases")
         self.good, self.failed = usable_cases([{key: case[key] for key in ("case", *keys)} for case in cases])
 
 

@@ -69,7 +69,7 @@ class UpBlock(nn.Module):
         super().__init__()
         scale = (2, 2, 1) if planar else (2, 2, 2)
         if upsampling == "transposed":
-            self.up = nn.ConvTranspose3d(in_channels, skip_channels, scale, stride=scale)
+            self.up: nn.Module = nn.ConvTranspose3d(in_channels, skip_channels, scale, stride=scale)
         elif upsampling == "interpolation":
             interpolation = nn.Upsample(scale_factor=scale, mode="trilinear", align_corners=False)
             self.up = nn.Sequential(nn.Conv3d(in_channels, skip_channels, 1), interpolation)

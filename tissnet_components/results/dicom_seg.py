@@ -192,7 +192,8 @@ def _references(files: Sequence[str | Path]) -> tuple[list, str]:
             f"{files[0]} has the SOPInstanceUID of another slice, which a DICOM SEG must tell apart; leave out "
             f"--dicom_seg"
         )
-    mended, left_out = set(), set()
+    mended: set[str] = set()
+    left_out: set[str] = set()
     for item in slices:
         for tag in FILING:
             _mend(item, tag, mended, left_out)

@@ -46,7 +46,8 @@ def refuse_foreign(file: str | os.PathLike) -> None:
 def is_result(file: str | os.PathLike) -> bool:
     """Whether a NIfTI file says that `WholeFileWriter` wrote it."""
     try:
-        return nib.load(file).header["descrip"].item() == MARK
+        header: Any = nib.load(file).header
+        return header["descrip"].item() == MARK
     except Exception:  # nibabel raises a dozen types; whatever it is, it is not ours
         return False
 

@@ -140,7 +140,7 @@ def _preferred(fits: list[Series], modality: str) -> tuple[list[Series], str]:
         "axial slices": lambda series: stacks[series][2] and not NOT_AXIAL.search(name_of(series)),
         "corrected images": lambda series: len(_image_type(series) & {"NORM", "DIS2D", "DIS3D"}),
     }
-    why = []
+    why: list[str] = []
     for name, merit in merits.items():
         most = max(map(merit, fits), default=0)
         if len(kept := [series for series in fits if merit(series) == most]) < len(fits):

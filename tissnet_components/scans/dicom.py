@@ -205,7 +205,7 @@ def _by_series(
     Those are all in its folders, unless as many slices are missing there as files are damaged: then it is only they
     that miss some. So one bad file among the scans of many patients stops one of them.
     """
-    unreadable = defaultdict(list)
+    unreadable: dict[str, list[Path]] = defaultdict(list)
     for folder, files in groupby(sorted(damaged), lambda file: file.parent):
         lost = {
             uid: _missing_numbers([header["InstanceNumber"] for _, header in instances])
