@@ -13,7 +13,7 @@ from tissnet_components.phantom.glioma import (
     glioma_patient,
     grow_core,
     grow_oedema,
-    measure,
+    measure_signal,
     push_aside,
     radius_of,
     vary,
@@ -159,8 +159,8 @@ def test_mass_effect_shows_at_each_place_what_lay_nearer_to_the_centre():
 def test_a_voxel_of_two_tissues_shows_their_weighted_sum_and_moving_blood_is_dark():
     half = np.full(1, 0.5, np.float32)
     parts = [Compartment(half, Tissue(1, 1, 1), 0), Compartment(half, Tissue(0.4, 1, 1), 0)]
-    assert measure(parts, lambda tissue: tissue.pd, flow_void=0) == pytest.approx(0.7)
-    assert measure(parts, lambda tissue: tissue.pd, flow_void=1) == pytest.approx(0.5)
+    assert measure_signal(parts, lambda tissue: tissue.pd, flow_void=0) == pytest.approx(0.7)
+    assert measure_signal(parts, lambda tissue: tissue.pd, flow_void=1) == pytest.approx(0.5)
 
 
 def test_the_injection_shortens_t1_only_where_the_agent_is():

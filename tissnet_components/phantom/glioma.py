@@ -84,10 +84,10 @@ def glioma_patient(rng: np.random.Generator, spacing: float) -> dict[str, np.nda
     tissues = vary(rng)
     compartments = compose(rng, grid, anatomy, glioma, tissues)
     images = {
-        "t1": measure(compartments, t1_weighted(rng), flow_void=0.3),
-        "t1ce": measure(after_injection(compartments), t1_weighted(rng), flow_void=0.3),
-        "t2": measure(compartments, t2_weighted(rng), flow_void=0.9),
-        "flair": measure(compartments, flair(rng, tissues["csf"]), flow_void=0.9),
+        "t1": measure_signal(compartments, t1_weighted(rng), flow_void=0.3),
+        "t1ce": measure_signal(after_injection(compartments), t1_weighted(rng), flow_void=0.3),
+        "t2": measure_signal(compartments, t2_weighted(rng), flow_void=0.9),
+        "flair": measure_signal(compartments, flair(rng, tissues["csf"]), flow_void=0.9),
     }
     scans = {modality: scan(rng, grid, brain, signal) for modality, signal in images.items()}
     return {**scans, "seg": label_map(glioma, anatomy)}
@@ -279,7 +279,7 @@ def flair(rng: np.random.Generator, csf: Tissue) -> Sequence:
     return partial(inversion_recovery, tr_ms=tr_ms, te_ms=rng.uniform(100, 145), ti_ms=ti_ms)
 
 
-def measure(compartments: list[Compartment], sequence: Sequence, flow_void: float) -> np.ndarray:
+def measure_signal(compartments: list[Compartment], sequence: Sequence, flow_void: float) -> np.ndarray:
     """Signed signal of all compartments; blood, the last, loses the share `flow_void` by leaving before the echo."""
     *rest, blood = (part.fraction * np.float32(sequence(part.tissue)) for part in compartments)
     return sum(rest) + (1 - flow_void) * blood

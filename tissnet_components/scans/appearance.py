@@ -105,7 +105,7 @@ def likeliest_names(features: Features, names: Sequence[str], tables: Tables) ->
     """The best other names of the scans, and by how much they fit better than the given ones (negative: worse)."""
     others = {other: misfit(features, other, tables) for other in permutations(KNOWN, len(names))}
     given = others.pop(tuple(names))
-    best = min(others, key=others.get)
+    best = min(others, key=others.__getitem__)
     return best, given - others[best]
 
 

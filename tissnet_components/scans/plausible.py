@@ -50,11 +50,11 @@ def examine(scans: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float]
     """
     steps = [max(round(GRID_MM / length), 1) for length in spacing_mm]
     coarse = [scan[tuple(slice(None, None, step) for step in steps)].astype(np.float32) for scan in scans]
-    spacing_mm = np.multiply(spacing_mm, steps)
+    coarse_mm = np.multiply(spacing_mm, steps)
     grounds = [find_background(scan) for scan in coarse]
     brains = [find_brain(scan, ground) for scan, ground in zip(coarse, grounds, strict=True)]
     brain = largest_component(np.logical_and.reduce(brains))
-    ml = float(np.prod(spacing_mm)) / 1000
+    ml = float(np.prod(coarse_mm)) / 1000
     found = Findings(round(float(brain.sum() * ml), 1))
     _look_at_backgrounds(found, grounds, names)
     _look_at_volumes(found, max(float(one.sum() * ml) for one in brains))
@@ -65,7 +65,7 @@ def examine(scans: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float]
     if _look_for_copies(found, [scan[brain[box]] for scan in above], names) or not set(names) <= set(KNOWN):
         return found
     inside = [np.pad(scan, 1) for scan in above]
-    depth_mm = ndimage.distance_transform_edt(np.pad(brain[box], 1), sampling=spacing_mm)
+    depth_mm = ndimage.distance_transform_edt(np.pad(brain[box], 1), sampling=coarse_mm)
     _look_for_scalp(found, inside, depth_mm, names)
     _look_at_contrasts(found, measure(inside, depth_mm), names, tables)
     return found
