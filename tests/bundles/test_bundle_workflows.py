@@ -496,11 +496,13 @@ def test_segmenting_a_bad_scan_ends_in_one_sentence(command, tiny_bundle, defect
     assert not files_below(tmp_path / "out")
 
 
-def test_segmenting_with_weights_of_other_widths_ends_in_one_sentence(command, work, data, tmp_path):
+def test_segmenting_follows_the_recipe_beside_the_weights_and_refuses_other_widths_without_it(command, work, tmp_path):
     case = write_case(tmp_path / "data" / "anna")
     weights = work / "models" / "model.pt"
-    sentence = command(*segment(BUNDLE, case["image"], tmp_path / "out"), "--weights", str(weights)).sentence
-    assert f"{weights} does not fit the configured network" in sentence
+    assert command(*segment(BUNDLE, case["image"], tmp_path / "out"), "--weights", str(weights)).succeeded
+    alone = shutil.copy(weights, tmp_path / "alone.pt")
+    sentence = command(*segment(BUNDLE, case["image"], tmp_path / "other"), "--weights", str(alone)).sentence
+    assert f"{alone} does not fit the configured network" in sentence
 
 
 def test_segmenting_into_a_folder_that_cannot_be_written_ends_in_one_sentence(command, tiny_bundle, tmp_path):
