@@ -36,7 +36,7 @@ TARGETS = [
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_component_that_a_bundle_of_0_2_names_is_found(target):
     parser = ConfigParser({"component": {"_target_": f"tissnet_components.{target}", "_mode_": "callable"}})
-    assert parser.get_parsed_content("component").__name__ == target.rpartition(".")[2]
+    assert callable(parser.get_parsed_content("component"))
 
 
 def test_a_name_that_never_was_is_not_found():

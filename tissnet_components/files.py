@@ -11,10 +11,11 @@ from os.path import abspath
 from pathlib import Path
 
 from tissnet_components.errors import UserError
+from tissnet_components.moved import forwarding
 
 
 @contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A hidden file to write to; it takes the name of ``path`` when it is complete and on the disk. Makes the folder.
 
     Raises:
@@ -35,21 +36,21 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
             unfinished.unlink()
 
 
-def write_whole(path: str | Path, content: bytes | memoryview) -> Path:
-    """Write a file that appears under its name only when it is complete, see `whole`."""
-    with whole(path) as unfinished:
+def write_atomic(path: str | Path, content: bytes | memoryview) -> Path:
+    """Write a file that appears under its name only when it is complete, see `atomic_write`."""
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(content)
     return Path(path)
 
 
-def copy_whole(src: str | Path, dst: str | Path) -> None:
-    """Copy a file, as `write_whole` writes; onto itself, nothing is to be done."""
+def copy_atomic(src: str | Path, dst: str | Path) -> None:
+    """Copy a file, as `write_atomic` writes; onto itself, nothing is to be done."""
     if not (os.path.exists(dst) and os.path.samefile(src, dst)):
-        write_whole(dst, Path(src).read_bytes())
+        write_atomic(dst, Path(src).read_bytes())
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder to write files to, which move to ``folder`` together once all are written and on the disk."""
     hidden = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(hidden, ignore_errors=True)
@@ -127,3 +128,6 @@ def existing_folder(root: str | Path) -> Path:
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder; give the folder that the download was unpacked to")
     return folder
+
+
+__getattr__ = forwarding(__name__)

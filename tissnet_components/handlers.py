@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tissnet_components.errors import UserError
-from tissnet_components.files import write_whole
+from tissnet_components.files import write_atomic
 from tissnet_components.results.overview import overview
 from tissnet_components.training import Player
 from tissnet_components.weights import check_recipe, check_weights_fit, keep_recipe, read_state
@@ -162,7 +162,7 @@ class TrainingCheckpoint:
     def _save(self, state: dict[str, Any], name: str) -> None:
         content = io.BytesIO()  # PyTorch's own writing to a full disk fails without saying so
         torch.save(state, content)
-        write_whole(self.folder / name, content.getbuffer())
+        write_atomic(self.folder / name, content.getbuffer())
 
     def _checkpoint(self, engine: Trainer) -> dict[str, Any]:
         best = {key: getattr(self.evaluator.state, key, None) for key in self.MEMORY}

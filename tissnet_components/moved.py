@@ -17,6 +17,7 @@ MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> wh
     "cascade.load_weights": "moved.load_weights",
     "cascade.read_image_settings": "weights.read_recipe",
     "datasets.cases": "scans.datalist",
+    "files.copy_whole": "files.copy_atomic",
     "inference.CheckedCases": "moved.CheckedCases",
     "inference.ChooseMapd": "label_server.ChooseMapd",
     "inference.InvertTogetherd": "transforms.InvertTogetherd",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tissnet_components.errors import FileMissing, UserError
-from tissnet_components.files import whole, write_whole
+from tissnet_components.files import atomic_write, write_atomic
 
 SIZES = ("patch_size", "window_size")  # of a recipe; a network takes any
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def load_weights(
 
 def keep_recipe(weights: str | Path, recipe: Mapping[str, Any]) -> None:
     """Write, as JSON beside its weights, what no shape in them tells of a training and every later use needs."""
-    write_whole(Path(weights).with_suffix(".json"), f"{json.dumps(dict(recipe))}\n".encode())
+    write_atomic(Path(weights).with_suffix(".json"), f"{json.dumps(dict(recipe))}\n".encode())
 
 
 def read_recipe(weights: str | Path, default: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,12 +143,12 @@ def compact(weights: Path, out: Path) -> None:
         raise UserError(f"{overflown[0]} of {weights} does not fit half precision; ship the weights as they are")
     stored = io.BytesIO()
     torch.save(state, stored)
-    with whole(out) as unfinished, zipfile.ZipFile(stored) as plain, zipfile.ZipFile(unfinished, "w") as dense:
+    with atomic_write(out) as unfinished, zipfile.ZipFile(stored) as plain, zipfile.ZipFile(unfinished, "w") as dense:
         for entry in plain.namelist():
             dense.writestr(zipfile.ZipInfo(entry), plain.read(entry), zipfile.ZIP_DEFLATED, compresslevel=9)
     beside = Path(weights).with_suffix(".json")
     if beside.is_file():
-        write_whole(Path(out).with_suffix(".json"), beside.read_bytes())
+        write_atomic(Path(out).with_suffix(".json"), beside.read_bytes())
 
 
 def _shortened(value: torch.Tensor) -> torch.Tensor:

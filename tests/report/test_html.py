@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tissnet_components.files import write_whole
+from tissnet_components.files import write_atomic
 from tissnet_components.report.html import report
 from tissnet_components.report.layouts import typical_cases
 from tissnet_components.report.runs import Run
@@ -31,9 +31,9 @@ whole volume,patient_2,0.5,1,20,15,11
 @pytest.fixture
 def runs(tmp_path):
     folder = tmp_path / "runs"
-    write_whole(folder / "direct" / "cases.csv", CASES.encode())
-    write_whole(folder / "tissnet" / "cases.csv", SYNTHESIS.encode())
-    write_whole(folder / "tissnet" / "calibration.csv", CALIBRATION.encode())
+    write_atomic(folder / "direct" / "cases.csv", CASES.encode())
+    write_atomic(folder / "tissnet" / "cases.csv", SYNTHESIS.encode())
+    write_atomic(folder / "tissnet" / "calibration.csv", CALIBRATION.encode())
     return folder
 
 
@@ -143,7 +143,7 @@ def test_several_folders_make_one_report(runs, tmp_path):
 def as_study(runs, **wanted):
     names = {"without FLAIR": ["direct"], "TISS-Net": ["tissnet"], "Pix2Pix": ["Pix2Pix"]}
     content = {"rows": [{"name": name, "options": {"epochs": 3}} for name in names], "runs": names, "report": wanted}
-    write_whole(runs / "study.json", json.dumps(content).encode())
+    write_atomic(runs / "study.json", json.dumps(content).encode())
 
 
 def test_a_study_chooses_the_tables_and_what_describes_a_row(runs):
@@ -164,7 +164,7 @@ def test_a_study_chooses_the_tables_and_what_describes_a_row(runs):
 
 def keep(folder, step, minutes, machine="one GPU", **settings):
     record = {"minutes": minutes, "finished": True, "machine": machine, "configs": ["train"], "settings": settings}
-    write_whole(folder / f"{step}_record.json", json.dumps(record).encode())
+    write_atomic(folder / f"{step}_record.json", json.dumps(record).encode())
 
 
 def test_the_minutes_are_those_of_every_fold_and_of_rows_that_only_prepare(runs):
@@ -174,7 +174,7 @@ def test_the_minutes_are_those_of_every_fold_and_of_rows_that_only_prepare(runs)
         keep(runs / "TISS-Net" / fold, "evaluating", 0.5, "two cores")
     study = json.loads((runs / "study.json").read_text())
     study["rows"].append({"name": "Pix2Pix's generator", "evaluate": False})
-    write_whole(runs / "study.json", json.dumps(study).encode())
+    write_atomic(runs / "study.json", json.dumps(study).encode())
     keep(runs / "Pix2Pix_s_generator", "training", 12)
     page = page_of(runs)
     assert row_of(page, "TISS-Net", "How it was made</caption>")[-1] == "25.5"
@@ -213,7 +213,7 @@ def test_how_well_a_quality_without_a_label_finds_the_bad_cases(runs):
     """Ranks 4 1 3 2 and 2 1 4 3: 1 - 6 * 6 / (4 * 15). Of the two bad cases one has an alarm, and of the good ones."""
     rows = zip("abcd", (0.9, 0.2, 0.7, 0.4), (0.45, 0.3, 0.9, 0.85), strict=True)
     lines = "".join(f"whole volume,{case},9,{dice},{agreement}\n" for case, dice, agreement in rows)
-    write_whole(runs / "tissnet" / "cases.csv", f"protocol,case,label_ml,fine_dice,agreement\n{lines}".encode())
+    write_atomic(runs / "tissnet" / "cases.csv", f"protocol,case,label_ml,fine_dice,agreement\n{lines}".encode())
     (runs / "tissnet" / "calibration.csv").unlink()
     title = "<caption>Quality without a label"
     cells = row_of(page_of(runs), "tissnet", title)
@@ -265,7 +265,7 @@ def test_the_reference_of_a_study_is_that_of_its_tables_without_one(runs):
 
 
 def test_runs_that_the_study_does_not_know_stand_beside_its_methods(runs, tmp_path):
-    write_whole(tmp_path / "eval" / "mine" / "cases.csv", SYNTHESIS.replace("0.95", "0.85").encode())
+    write_atomic(tmp_path / "eval" / "mine" / "cases.csv", SYNTHESIS.replace("0.95", "0.85").encode())
     as_study(runs, tables=[two_row_table()], methods=["TISS-Net"])
     page = page_of(runs)
     assert "further runs" not in page and "mine" not in page
@@ -279,7 +279,7 @@ def test_runs_that_the_study_does_not_know_stand_beside_its_methods(runs, tmp_pa
 def test_another_study_is_said_to_have_tables_of_its_own(runs, tmp_path):
     as_study(runs)
     shutil.copytree(runs / "direct", tmp_path / "second" / "other")
-    write_whole(tmp_path / "second" / "study.json", json.dumps({"rows": [{"name": "other"}]}).encode())
+    write_atomic(tmp_path / "second" / "study.json", json.dumps({"rows": [{"name": "other"}]}).encode())
     report([str(runs), str(tmp_path / "second")], str(tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"{tmp_path / 'second'} holds a study of its own; its runs are shown here, its tables are not" in page
@@ -287,7 +287,7 @@ def test_another_study_is_said_to_have_tables_of_its_own(runs, tmp_path):
 
 
 def test_the_table_of_cases_says_whose_segmentation_it_is_and_by_which_protocol(runs):
-    write_whole(runs / "direct" / "cases.csv", CASES.replace("fine", "refined").encode())
+    write_atomic(runs / "direct" / "cases.csv", CASES.replace("fine", "refined").encode())
     assert "Segmentation: fine; refined of direct. Protocol: whole volume. Dice: overlap" in page_of(runs)
 
 
@@ -381,7 +381,7 @@ def test_a_damaged_table_is_refused_by_name(runs, content, message):
 )
 def test_a_damaged_file_is_refused_by_name(runs, file, content, message):
     as_study(runs)
-    write_whole(runs / file, content.encode())
+    write_atomic(runs / file, content.encode())
     with pytest.raises(ValueError, match=message) as refused:
         page_of(runs)
     assert str(runs / file) in str(refused.value)

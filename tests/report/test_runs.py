@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from tissnet_components.files import digest, write_whole
+from tissnet_components.files import digest, write_atomic
 from tissnet_components.report.runs import notes, read_runs, records_of, study_of
 
 HEAD = "protocol,case,label_ml,fine_dice,fine_hd95_mm,fine_ml\n"
@@ -13,7 +13,7 @@ BINS = "protocol,case,error_from,error_to,voxels,predicted,mistakes\n"
 
 def evaluation(folder, *cases, protocol="whole volume", dice="0.8"):
     rows = [f"{protocol},{case},30,{dice},4,28\n" for case in cases]
-    write_whole(folder / "cases.csv", (HEAD + "".join(rows)).encode())
+    write_atomic(folder / "cases.csv", (HEAD + "".join(rows)).encode())
 
 
 def study(root, **runs):
@@ -68,14 +68,14 @@ def test_calibrations_of_all_cases_and_folds_are_added_up(tmp_path):
         folder = tmp_path / "TISS-Net" / fold
         evaluation(folder, case)
         bins = [f"whole volume,{case},0,0.5,10,1.5,{mistakes}\n", f"whole volume,{case},0.5,1,6,5,3\n"]
-        write_whole(folder / "calibration.csv", (BINS + "".join(bins)).encode())
+        write_atomic(folder / "calibration.csv", (BINS + "".join(bins)).encode())
     [run] = read_runs(tmp_path).values()
     assert run.calibration.tolist() == [[0, 0.5, 20, 3, 5], [0.5, 1, 12, 10, 6]]
 
 
 def test_a_calibration_that_lacks_cases_is_refused(tmp_path):
     evaluation(tmp_path / "TISS-Net", "anna", "bert")
-    write_whole(tmp_path / "TISS-Net" / "calibration.csv", f"{BINS}whole volume,anna,0,1,10,1.5,1\n".encode())
+    write_atomic(tmp_path / "TISS-Net" / "calibration.csv", f"{BINS}whole volume,anna,0,1,10,1.5,1\n".encode())
     with pytest.raises(ValueError, match=r"calibration.csv holds other cases than cases.csv \(bert\): evaluate again"):
         read_runs(tmp_path)
 
@@ -135,7 +135,7 @@ def test_cases_that_every_run_lacks_are_known_from_the_datalist_beside_them(tmp_
     datalist = {"training": [{"case": "carl"}], "test": [{"case": "anna"}, {"case": "bert"}], "sources": ["t2"]}
     for name in ("a", "b"):
         evaluation(tmp_path / name, "anna")
-        write_whole(tmp_path / name / "datalist.json", json.dumps(datalist).encode())
+        write_atomic(tmp_path / name / "datalist.json", json.dumps(datalist).encode())
         assert f"{name} has no result of bert, which its datalist asks for" in said(tmp_path)
     assert "carl" not in said(tmp_path)
 
@@ -177,5 +177,5 @@ def test_what_a_training_showed_stands_at_its_iterations_and_as_it_was_shown_las
 
 def test_a_log_of_a_training_that_is_damaged_shows_nothing(tmp_path):
     evaluation(tmp_path / "TISS-Net", "anna")
-    write_whole(tmp_path / "TISS-Net" / "training" / "a_tensorboard" / "events.out.tfevents.1", b"no event" * 20)
+    write_atomic(tmp_path / "TISS-Net" / "training" / "a_tensorboard" / "events.out.tfevents.1", b"no event" * 20)
     assert read_runs(tmp_path)["TISS-Net"].learning == [{}]

@@ -10,7 +10,7 @@ import torch
 from cohort import oblique_affine
 from monai.data import MetaTensor
 
-from tissnet_components.results.maps import SaveImageCased, SaveImageOverviewd, WholeFileWriter
+from tissnet_components.results.maps import AtomicNiftiWriter, SaveImageCased, SaveImageOverviewd
 
 OBLIQUE = oblique_affine((0.9, 1.1, 5))
 
@@ -25,7 +25,7 @@ def test_a_file_that_could_not_be_written_whole_leaves_nothing(tmp_path, monkeyp
         raise OSError("no space left")
 
     monkeypatch.setattr(nib, "save", run_out_of_space)
-    writer = WholeFileWriter()
+    writer = AtomicNiftiWriter()
     writer.set_data_array(np.zeros((1, 4, 4, 4)), channel_dim=0)
     writer.set_metadata({"affine": np.eye(4)})
     with pytest.raises(ValueError, match=r"seg.nii.gz cannot be written \(no space left\)"):
@@ -34,7 +34,7 @@ def test_a_file_that_could_not_be_written_whole_leaves_nothing(tmp_path, monkeyp
 
 
 def test_a_file_that_could_not_be_written_leaves_the_former_one(tmp_path, monkeypatch):
-    writer = WholeFileWriter()
+    writer = AtomicNiftiWriter()
     writer.set_data_array(np.zeros((1, 4, 4, 4)), channel_dim=0)
     writer.set_metadata({"affine": np.eye(4)})
     writer.write(tmp_path / "seg.nii.gz")

@@ -20,7 +20,7 @@ from odd_input import EXTREMES, inputs, names, odd_headers, refusal, tried, with
 from test_segment import tiny_bundle
 from vestibular_download import simulate, write_bids
 
-from tissnet_components.files import write_whole
+from tissnet_components.files import write_atomic
 from tissnet_components.phantom.cohort import phantom
 from tissnet_components.prepare.brats import prepare_brats
 from tissnet_components.prepare.vestibular import prepare_vs
@@ -190,7 +190,7 @@ def test_a_report_of_any_tables_is_a_page_or_a_sentence(amount, tmp_path):
             (runs / "a" / "p").mkdir(parents=True)
             (runs / "a" / "cases.csv").write_bytes(cells)
             (runs / extra).write_bytes(other)
-            write_whole(runs / "b" / "cases.csv", SOUND)
+            write_atomic(runs / "b" / "cases.csv", SOUND)
             with contextlib.suppress(OSError, ValueError):
                 (runs / "b").rename(runs / name)
             said = refusal(lambda: report(str(runs), str(page)), runs, "a has", "study", "report")

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tissnet_components.errors import UserError
-from tissnet_components.files import to_json, whole_folder, write_whole
+from tissnet_components.files import atomic_folder, to_json, write_atomic
 from tissnet_components.phantom.atlas import load_atlas
 from tissnet_components.phantom.glioma import glioma_patient
 from tissnet_components.phantom.schwannoma import Contours, tumor_contours, varied_grid, vestibular_patient
@@ -116,7 +116,7 @@ def phantom(
     try:
         claim_folder(folder, describe(task, seed, voxel_mm, tumors, variety))
         write_all(write, missing_cases(folder, cases, TASKS[task]), workers or os.cpu_count() or 1)
-        return write_whole(folder / "datalist.json", to_json(datalist(task, cases, seed)))
+        return write_atomic(folder / "datalist.json", to_json(datalist(task, cases, seed)))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
 
@@ -180,7 +180,7 @@ def claim_folder(folder: Path, description: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists() and file.read_bytes() != to_json(description):
         raise UserError(f"{file} differs in task, seed, spacing, contours, variety or version; choose another --out")
-    write_whole(file, to_json(description))
+    write_atomic(file, to_json(description))
 
 
 def case_name(index: int) -> str:
@@ -218,7 +218,7 @@ def write_case(cohort: Cohort, index: int) -> None:
     grid = varied_grid(rng) if cohort.variety and rng.random() < cohort.variety else None
     wanted = {"grid": grid, "varied": True} if grid else {}
     voxel_mm = grid.spacing_mm if grid else cohort.voxel_mm
-    with whole_folder(cohort.folder / name) as hidden:
+    with atomic_folder(cohort.folder / name) as hidden:
         for kind, array in TASKS[cohort.task].patient(rng, cohort.argument(index), **wanted).items():
             nib.save(to_nifti(array, voxel_mm), hidden / f"{name}_{kind}.nii.gz")
 

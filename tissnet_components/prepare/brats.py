@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tissnet_components.errors import BadCase, UserError
-from tissnet_components.files import existing_folder, whole
+from tissnet_components.files import atomic_write, existing_folder
 from tissnet_components.prepare.decathlon import DECATHLON, unpack_decathlon
 from tissnet_components.prepare.outcome import (
     UNLABELLED,
@@ -159,7 +159,7 @@ def _write_datalist(
         "labels": {"0": "background", "1": "whole tumor"},
         **{section: [by_name[name] for name in names] for section, names in sections.items()},
     }
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

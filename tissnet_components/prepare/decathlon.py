@@ -9,7 +9,7 @@ import nibabel as nib
 from tqdm import tqdm
 
 from tissnet_components.errors import BadCase, UserError
-from tissnet_components.files import whole
+from tissnet_components.files import atomic_write
 from tissnet_components.prepare.outcome import UNLABELLED
 from tissnet_components.scans.nifti import check_readable, nifti_files
 
@@ -65,7 +65,7 @@ def _write_modalities(image: Path, order: Sequence[str], to: Path) -> dict[str, 
     if len(scan.shape) != 4 or scan.shape[3] != len(order):
         raise BadCase(f"{image} has shape {scan.shape}, expected (X, Y, Z, {len(order)}) in the order {order}")
     for channel, file in enumerate(files.values()):
-        with whole(file) as partial:
+        with atomic_write(file) as partial:
             nib.save(scan.slicer[..., channel], partial)
     return files
 

@@ -14,7 +14,7 @@ from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
 from tissnet_components.errors import BadCase, UserError
-from tissnet_components.files import existing_folder, files_below, to_json, whole_folder, write_whole
+from tissnet_components.files import atomic_folder, existing_folder, files_below, to_json, write_atomic
 from tissnet_components.prepare.contours import move, read_contours, read_rtstruct, referenced_series, tumor_mask
 from tissnet_components.prepare.outcome import (
     checked_workers,
@@ -96,7 +96,7 @@ def prepare_vs(
     if not done:
         raise UserError(f"none of the {len(skipped)} patients in {folder} could be converted, see the reasons above")
     by_section = {section: [name for name in done if done[name] == section] for section in SECTIONS}
-    write_whole(datalist, to_json(_datalist(by_section, Path(split).name if split else "TCIA")))
+    write_atomic(datalist, to_json(_datalist(by_section, Path(split).name if split else "TCIA")))
     print_summary(datalist, by_section, ["t2"], "t1ce", len(skipped))
     refuse_failed(failed, len(done))
 
@@ -327,7 +327,7 @@ def _read(scan: Path | Series) -> nib.Nifti1Pair:
 
 def _write(out: Path, name: str, images: Mapping[str, nib.Nifti1Pair]) -> None:
     try:
-        with whole_folder(out / name) as hidden:
+        with atomic_folder(out / name) as hidden:
             for kind, image in images.items():
                 nib.save(image, hidden / f"{name}_{kind}.nii.gz")
     except OSError as error:

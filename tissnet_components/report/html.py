@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from tissnet_components.errors import PackageMissing, UserError
-from tissnet_components.files import files_below, write_whole
+from tissnet_components.files import files_below, write_atomic
 from tissnet_components.report import formats, plots
 from tissnet_components.report.by_case import QUALITY, case_by_case_table, quality_table
 from tissnet_components.report.layouts import further_runs, layouts_of, pictured, reference_of, slices_of
@@ -120,9 +120,9 @@ def report(
         **content, pictures=[_picture(path, roots) for path in overviews[:max_pictures]], pictures_found=len(overviews)
     )
     if str(out).endswith(".html"):
-        return str(write_whole(out, page.encode(errors="replace")))
+        return str(write_atomic(out, page.encode(errors="replace")))
     _write_files(Path(out), content)
-    return str(write_whole(Path(out, "report.html"), page.encode(errors="replace")))
+    return str(write_atomic(Path(out, "report.html"), page.encode(errors="replace")))
 
 
 def _read(roots: Sequence[Path]) -> dict[str, Run]:
@@ -219,11 +219,11 @@ def _write_files(folder: Path, content: Mapping) -> None:
     """Tables as CSV and LaTeX, figures as PNG, and report.md, which shows them."""
     tables = [*content["tables"], *filter(None, [content["cases"], content["provenance"]])]
     for name, table in zip(_file_names(tables), tables, strict=True):
-        write_whole(folder / "tables" / f"{name}.csv", formats.to_csv(table).encode())
-        write_whole(folder / "tables" / f"{name}.tex", formats.to_latex(table).encode())
+        write_atomic(folder / "tables" / f"{name}.csv", formats.to_csv(table).encode())
+        write_atomic(folder / "tables" / f"{name}.tex", formats.to_latex(table).encode())
     figures = dict(zip(_file_names(content["figures"]), content["figures"], strict=True))
     for name, figure in figures.items():
-        write_whole(folder / "figures" / f"{name}.png", figure.png)
+        write_atomic(folder / "figures" / f"{name}.png", figure.png)
     simulated_note = ["**Simulated data.** The numbers say that the software works, not how it performs on patients."]
     parts = [
         f"# {content['title']}",
@@ -234,7 +234,7 @@ def _write_files(folder: Path, content: Mapping) -> None:
         *map(formats.to_markdown, filter(None, [content["cases"], content["provenance"]])),
         "For research; not a medical device.",
     ]
-    write_whole(folder / "report.md", ("\n\n".join(part.rstrip() for part in parts) + "\n").encode())
+    write_atomic(folder / "report.md", ("\n\n".join(part.rstrip() for part in parts) + "\n").encode())
 
 
 def _file_names(shown: Sequence[Table | Shown]) -> list[str]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tissnet_components.errors import UserError
-from tissnet_components.files import write_whole
+from tissnet_components.files import write_atomic
 from tissnet_components.metrics import MEANS, SEGMENTATIONS, case_metrics, error_calibration
 
 
@@ -81,12 +81,12 @@ class CaseTable:
                 {"protocol": self.protocol, "metric": m} | values | {"empty": empty.get(m, "")}
                 for m, values in summary.items()
             ]
-            write_whole(self.output_dir / self.file_name, _csv(case_rows))
-            write_whole(self.output_dir / "summary.csv", _csv(metric_rows))
+            write_atomic(self.output_dir / self.file_name, _csv(case_rows))
+            write_atomic(self.output_dir / "summary.csv", _csv(metric_rows))
             if bins := [
                 {"protocol": self.protocol, "case": c} | row for c in sorted(calibration) for row in calibration[c]
             ]:
-                write_whole(self.output_dir / "calibration.csv", _csv(bins))
+                write_atomic(self.output_dir / "calibration.csv", _csv(bins))
             _print(summary, empty_predictions(list(cases.values())), f"{len(cases)} cases, {self.protocol}")
 
     def _metrics(self, item: dict) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tissnet_components.errors import BadCase, PackageMissing, UserError
-from tissnet_components.files import write_whole
+from tissnet_components.files import write_atomic
 from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom, quietly
 
 SERIES_NUMBER = 9001  # after any of the scanner's own
@@ -81,7 +81,7 @@ def write_dicom_seg(
         ImportError: highdicom is not installed.
     """
     slices, _ = _references(sources)
-    return write_whole(path, _content(mask, affine, slices, segment, algorithm, version))
+    return write_atomic(path, _content(mask, affine, slices, segment, algorithm, version))
 
 
 @quietly()

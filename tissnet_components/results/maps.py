@@ -14,7 +14,7 @@ from monai.transforms import MapTransform, SaveImaged
 from tqdm import tqdm
 
 from tissnet_components.errors import BadCase, UserError
-from tissnet_components.files import whole
+from tissnet_components.files import atomic_write
 from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
 from tissnet_components.results.overview import overview, save_slices
 from tissnet_components.scans.nifti import is_nifti
@@ -35,7 +35,7 @@ def case_file(output_dir: str | os.PathLike, case: str, name: str) -> Path:
 
 
 def refuse_foreign(file: str | os.PathLike) -> None:
-    """Raise ValueError if a file is there that `WholeFileWriter` did not write: the expert's label has the mask's name.
+    """Raise ValueError on a file that `AtomicNiftiWriter` did not write: an expert's label has the mask's name.
 
     Files under other names than NIfTI's are not looked at.
     """
@@ -44,7 +44,7 @@ def refuse_foreign(file: str | os.PathLike) -> None:
 
 
 def is_result(file: str | os.PathLike) -> bool:
-    """Whether a NIfTI file says that `WholeFileWriter` wrote it."""
+    """Whether a NIfTI file says that `AtomicNiftiWriter` wrote it."""
     try:
         header: Any = nib.load(file).header
         return header["descrip"].item() == MARK
@@ -52,7 +52,7 @@ def is_result(file: str | os.PathLike) -> bool:
         return False
 
 
-class WholeFileWriter(NibabelWriter):
+class AtomicNiftiWriter(NibabelWriter):
     """Voxels as they are, in a NIfTI file that appears under its final name only when it is whole.
 
     MONAI 1.6 resamples even where nothing is to change, takes a volume without channel for a plane, and then fails
@@ -76,7 +76,7 @@ class WholeFileWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         refuse_foreign(filename)
-        with whole(filename) as unfinished:
+        with atomic_write(filename) as unfinished:
             super().write(unfinished, verbose=verbose, **obj_kwargs)
 
 
@@ -90,7 +90,7 @@ class SaveImageCased(SaveImaged):
         output_postfix: one of the `FILES`.
 
     Raises:
-        ValueError: as `whole`, for example when the disk is full, or the name belongs to a file of others.
+        ValueError: as `atomic_write`, for example when the disk is full, or the name belongs to a file of others.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class SaveImageCased(SaveImaged):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         for key in self.key_iterator(data):
-            writer = WholeFileWriter(output_dtype=self.output_dtype)
+            writer = AtomicNiftiWriter(output_dtype=self.output_dtype)
             writer.set_data_array(data[key], channel_dim=0)
             writer.set_metadata(data[key].meta, resample=False)
             writer.write(case_file(self.output_dir, data[key].meta["case"], self.output_postfix))

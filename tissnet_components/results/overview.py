@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tissnet_components.errors import UserError
-from tissnet_components.files import write_whole
+from tissnet_components.files import write_atomic
 
 CONTRASTS = {"t1": "T1", "t1ce": "contrast-enhanced T1", "t2": "T2", "flair": "FLAIR"}
 IMAGES = {"source": "source", "synthetic": "synthetic", "target": "real target"}
@@ -47,7 +47,7 @@ def overview(
     """Save `overview_figure` as PNG; the file appears only when it is whole. Returns its path."""
     png = io.BytesIO()
     overview_figure(maps, title, slice_index, affine, source_names).savefig(png, format="png")
-    return write_whole(path, png.getvalue())
+    return write_atomic(path, png.getvalue())
 
 
 def overview_figure(
@@ -101,7 +101,7 @@ def save_slices(maps: dict[str, np.ndarray], path: str | Path, affine: np.ndarra
     archive = io.BytesIO()
     halves = {name: array.astype(np.float16) for name, array in slices.items()}
     np.savez_compressed(archive, **halves, aspect=_aspect(affine), index=index)
-    return write_whole(path, archive.getvalue())
+    return write_atomic(path, archive.getvalue())
 
 
 def _as_volumes(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from monai.transforms import SaveImaged
 from tqdm import tqdm
 
 from tissnet_components.errors import UserError
-from tissnet_components.files import write_whole
+from tissnet_components.files import write_atomic
 from tissnet_components.metrics import dice, predicted_dice
 from tissnet_components.results.maps import case_file
 
@@ -116,7 +116,7 @@ class SaveImageSummaryd(SaveImaged):
         flags = [*quality_flags(measured, self.thresholds), *reasons]
         summary = {"case": case, **series, **measured, "flags": flags, "reasons": reasons}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
-        write_whole(case_file(self.output_dir, case, "summary"), f"{text}\n".encode())
+        write_atomic(case_file(self.output_dir, case, "summary"), f"{text}\n".encode())
         return {**data, "summary": summary}
 
     def _share(self, measured: dict[str, Any], brain_ml: float | None) -> dict[str, str]:

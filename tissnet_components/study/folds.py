@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tissnet_components.errors import UserError
-from tissnet_components.files import to_json, write_whole
+from tissnet_components.files import to_json, write_atomic
 from tissnet_components.scans.datalist import SECTIONS, patients_in, read_datalist
 
 
@@ -97,4 +97,4 @@ def _group_of(name: str, groups: str) -> str:
 def _write_unchanged(file: Path, content: dict) -> str:
     if file.is_file() and file.read_bytes() != to_json(content):
         raise UserError(f"{file} was made from another datalist, seed, number of folds or groups; give another --out")
-    return str(write_whole(file, to_json(content)))
+    return str(write_atomic(file, to_json(content)))

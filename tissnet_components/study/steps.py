@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from tissnet_components.files import digest, to_json, write_whole
+from tissnet_components.files import digest, to_json, write_atomic
 
 STARTED = "=== started "
 FINISHED_EPOCH = re.compile(r"Epoch\[(\d+)\] Complete")
@@ -59,7 +59,7 @@ class Step:
 
     def keep(self, minutes: float, finished: bool, what: Mapping) -> None:
         record = {"minutes": round(minutes, 2), "finished": finished, "machine": machine(), **what}
-        write_whole(self.folder / f"{self.kind}_record.json", to_json(record))
+        write_atomic(self.folder / f"{self.kind}_record.json", to_json(record))
 
     @property
     def what(self) -> dict:
@@ -118,7 +118,7 @@ def run_steps(steps: Sequence[Step], bundle: Path, processes: int = 1) -> list[s
 def run_step(step: Step, bundle: Path, processes: int, progress: tqdm) -> str:
     """Run one step to its end, its output going to its log; returns why it failed, or nothing."""
     begun, what, status = time.monotonic() - 60 * step.record.get("minutes", 0), step.what, None
-    write_whole(step.overlay, to_json(step.settings))
+    write_atomic(step.overlay, to_json(step.settings))
 
     def keep() -> float:
         minutes = (time.monotonic() - begun) / 60

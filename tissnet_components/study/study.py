@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
 
 from tissnet_components.errors import UserError
-from tissnet_components.files import to_json, user_path, write_whole
+from tissnet_components.files import to_json, user_path, write_atomic
 from tissnet_components.report import slug
 from tissnet_components.report.wanted import check_keys, check_report, evaluated
 from tissnet_components.study.folds import fold_datalists
@@ -90,7 +90,7 @@ def study(
     if dry_run:
         print_steps(steps)
         return
-    write_whole(Path(content["out"], "study.json"), to_json(content | {"runs": _folders(content, datalists)}))
+    write_atomic(Path(content["out"], "study.json"), to_json(content | {"runs": _folders(content, datalists)}))
     failed = run_steps(steps, Path(content["bundle"]), processes)
     print(f"report: python -m tissnet_components report --runs {content['out']} --out {content['out']}/report")
     if failed:
