@@ -66,6 +66,14 @@ def test_a_whole_head_is_refused():
     assert "not skull-stripped" in look(*(large[name] for name in NAMES)).refused["skull"]
 
 
+def test_a_thin_skull_and_scalp_are_refused():
+    distance_mm = np.sqrt((PLACES**2).sum(0))
+    small = head(radius_mm=60)
+    shells = [(distance_mm >= 60) & (distance_mm < 65), (distance_mm >= 65) & (distance_mm < 69)]
+    found = look(*(np.select(shells, [120, 1100], small[name]) for name in NAMES))
+    assert "like a skull" in found.refused["skull"]
+
+
 def test_a_small_brain_is_doubtful():
     half = [np.where(PLACES[0] < 0, HEAD[name], 0) for name in NAMES]
     assert "ml, expected 900 to 2000 ml" in look(*half).doubtful["brain_volume"]

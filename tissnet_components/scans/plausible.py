@@ -26,7 +26,8 @@ JUDGED_ML = 500  # of less brain, nothing is said about contrasts
 IDENTICAL = 0.99  # correlation inside the brain; T1 with and without contrast agent reach 0.89
 SURE, DOUBTFUL = 5.0, 0.0  # by how much other names fit better
 STRANGE = 40.0  # robust squared distance of a histogram
-SCALP = 1.6  # times as bright as the brain below is the rim of a head, but in T2, where fluid may be as bright
+SHELL_MM, DEEPEST_MM = 3, 24  # of the layers below the surface that are searched for a skull
+SKULL, DARK = 1.3, 1.1  # times as bright as a layer are both what lies outside and what lies below: surely, perhaps
 
 
 @dataclass
@@ -60,13 +61,16 @@ def examine(scans: np.ndarray, names: Sequence[str], spacing_mm: Sequence[float]
     _look_at_volumes(found, max(float(one.sum() * ml) for one in brains))
     if found.brain_ml < JUDGED_ML or "skull" in found.refused:
         return found
-    box = ndimage.find_objects(brain.astype(np.uint8))[0]
+    head = max(brains, key=np.sum)
+    box = ndimage.find_objects(head.astype(np.uint8))[0]
     above = [scan[box] - ground.value for scan, ground in zip(coarse, grounds, strict=True)]
-    if _look_for_copies(found, [scan[brain[box]] for scan in above], names) or not set(names) <= set(KNOWN):
-        return found
     inside = [np.pad(scan, 1) for scan in above]
     depth_mm = ndimage.distance_transform_edt(np.pad(brain[box], 1), sampling=coarse_mm)
-    _look_for_scalp(found, inside, depth_mm, names)
+    apart = head.sum() > 1.02 * brain.sum()  # one scan has its head left, another lost it with the background
+    below_mm = ndimage.distance_transform_edt(np.pad(head[box], 1), sampling=coarse_mm) if apart else depth_mm
+    _look_for_a_skull(found, inside, below_mm, names)
+    if _look_for_copies(found, [scan[brain[box]] for scan in above], names) or not set(names) <= set(KNOWN):
+        return found
     _look_at_contrasts(found, measure(inside, depth_mm), names, tables)
     return found
 
@@ -86,12 +90,24 @@ def _look_at_volumes(found: Findings, head_ml: float) -> None:
         )
 
 
-def _look_for_scalp(found: Findings, scans: Sequence[np.ndarray], depth_mm: np.ndarray, names: Sequence[str]) -> None:
-    rim, below = (depth_mm > 0) & (depth_mm <= 9), (depth_mm > 12) & (depth_mm <= 20)
-    for name, scan in zip(names, scans, strict=True):
-        ratio = np.percentile(scan[rim], 90) / max(np.percentile(scan[below], 90), 1e-6)
-        if name != "t2" and ratio > SCALP:
-            found.doubtful["skull"] = f"the rim of {name} is {ratio:.1f} times as bright as what lies below, like scalp"
+def _look_for_a_skull(found: Findings, scans: Sequence[np.ndarray], depth_mm: np.ndarray, names: Sequence[str]) -> None:
+    """A dark layer between two brighter ones; in T2 fluid and white matter look alike, so the others are asked."""
+    asked = [scan for name, scan in zip(names, scans, strict=True) if name != "t2"] or scans
+    dip = max(_dip(scan, depth_mm) for scan in asked)
+    sentence = f"below the surface lies a layer {dip:.1f} times darker than what is around it, like a skull"
+    if dip > SKULL:
+        found.refused["skull"] = f"{sentence}, so they are not skull-stripped"
+    elif dip > DARK:
+        found.doubtful["skull"] = sentence
+
+
+def _dip(scan: np.ndarray, depth_mm: np.ndarray) -> float:
+    """How many times darker a layer is than the brightest outside and the brightest below; about 1 in a brain."""
+    inside = (depth_mm > 0) & (depth_mm <= DEEPEST_MM)
+    layers = np.ceil(depth_mm[inside] / SHELL_MM).astype(int)
+    bright = ndimage.median(scan[inside], layers, np.unique(layers))
+    dips = [min(bright[:at].max(), bright[at + 1 :].max()) / max(bright[at], 1e-6) for at in range(1, len(bright) - 1)]
+    return float(max(dips, default=1))
 
 
 def _look_for_copies(found: Findings, scans: Sequence[np.ndarray], names: Sequence[str]) -> bool:
