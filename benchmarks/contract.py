@@ -7,19 +7,24 @@ Every patient is looked at as it is and broken in many ways, with tables that we
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import fire
 import nibabel as nib
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from scipy import ndimage
 
+from benchmarks.inference import read as read_bundle
 from tissnet_components.scans import appearance, appearance_tables
 from tissnet_components.scans.appearance import KNOWN, Features, Tables, likeliest_names
 from tissnet_components.scans.brain import largest_component
 from tissnet_components.scans.naming import find_candidates
 from tissnet_components.scans.plausible import DOUBTFUL, SURE, examine
+from tissnet_components.transforms import InvertTogetherd
 
 GIVEN = ("t1", "t1ce", "t2")
 STEP = 2  # 1 mm scans on a grid of 2 mm, as `examine` would take them
@@ -66,6 +71,44 @@ def _named(features: Features, given: tuple[str, ...], tables: Tables) -> tuple[
 def _judge(scans: Scans, tables: Tables) -> tuple[set[str], set[str]]:
     found = examine(list(scans.values()), list(scans), (STEP,) * 3, tables)
     return set(found.refused), set(found.doubtful)
+
+
+def dice(root: str, limit: int = 3) -> None:
+    """Print the Dice with the label of some patients at 2 mm, as they are and broken where the background is mended.
+
+    Args:
+        root: folder of the patients, with labels.
+        limit: how many.
+    """
+    parser = read_bundle("tissnet_brats")
+    parser["force"] = True
+    network, inferer = parser.get_parsed_content("network").eval(), parser.get_parsed_content("inferer")
+    preprocessing = parser.get_parsed_content("preprocessing")
+    restore = InvertTogetherd("fine", preprocessing, "image")
+    inputs = ["as they are", *(name for name in BROKEN if name.startswith(("background", "noise", "turned", "z-sc")))]
+    print("| input | Dice |\n|---|---|")
+    labels = find_candidates(Path(root), ["seg"])
+    patients = [(scans, labels[case]["seg"][0]) for case, _, scans in islice(read(root), limit)]
+    for name in inputs:
+        found = []
+        for scans, label_file in patients:
+            label = np.asanyarray(nib.as_closest_canonical(nib.load(label_file)).dataobj)[::STEP, ::STEP, ::STEP] > 0
+            if name.startswith("turned"):
+                label = ndimage.rotate(label.astype(float), 4, axes=(0, 1), reshape=False, order=1) > 0.5
+            found.append(_dice_of(BROKEN[name](scans), label, preprocessing, inferer, network, restore))
+        print(f"| {name} | {', '.join(f'{value:.3f}' for value in found)} |", flush=True)
+
+
+def _dice_of(scans: Scans, label: np.ndarray, preprocessing, inferer, network, restore) -> float:
+    with TemporaryDirectory() as folder:
+        files = [str(Path(folder) / f"a_{name}.nii") for name in scans]
+        for file, scan in zip(files, scans.values(), strict=True):
+            nib.save(nib.Nifti1Image(scan.astype(np.float32), np.diag([STEP, STEP, STEP, 1])), file)
+        data = preprocessing({"case": "a", "image": files})
+    with torch.inference_mode():
+        maps = inferer(data["image"].as_tensor()[None], network)
+    mask = restore({**data, "fine": MetaTensor(maps["fine"][0])})["fine"][0].numpy() > 0.5
+    return float(2 * (mask & label).sum() / (mask.sum() + label.sum()))
 
 
 def fit(root: str) -> None:
@@ -168,4 +211,4 @@ BROKEN = {
 
 
 if __name__ == "__main__":
-    fire.Fire({"table": table, "fit": fit})
+    fire.Fire({"table": table, "dice": dice, "fit": fit})
