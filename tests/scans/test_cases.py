@@ -12,7 +12,7 @@ from tissnet_components.errors import BadCase
 from tissnet_components.results.maps import SaveImageCased
 from tissnet_components.scans.cases import check_case, usable_cases
 from tissnet_components.scans.datalist import load_datalist
-from tissnet_components.scans.dicom import affine_of
+from tissnet_components.scans.dicom import LPS_TO_RAS
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.scans.nifti import check_intensities, check_label, check_readable, check_same_grid
 
@@ -82,9 +82,17 @@ def test_nibabel_and_itk_see_the_mask_where_the_scan_is(tmp_path, codes):
     loaded = LoadCased("image")({"case": "p", "image": str(tmp_path / "p_t1.nii")})["image"]
     SaveImageCased("fine", str(tmp_path), "seg")({"fine": loaded})
     files = (tmp_path / "p_t1.nii", tmp_path / "p" / "p_seg.nii.gz")
-    for affine in (lambda file: nib.load(file).affine, lambda file: affine_of(itk.imread(str(file)))):
+    for affine in (lambda file: nib.load(file).affine, itk_affine):
         np.testing.assert_allclose(affine(files[0]), oblique_affine((1, 2, 3)), atol=1e-4)
         np.testing.assert_allclose(affine(files[1]), affine(files[0]), atol=1e-4)
+
+
+def itk_affine(file: Path) -> np.ndarray:
+    """Voxel to RAS mm, as ITK reads it."""
+    image, affine = itk.imread(str(file)), np.eye(4)
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return LPS_TO_RAS @ affine
 
 
 def remove(file: Path):
