@@ -1,6 +1,5 @@
 """Segment one patient or many with a bundle, for people who know no MONAI."""
 
-import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import realpath
@@ -20,6 +19,7 @@ from tissnet_components.scans.cases import scans_below
 from tissnet_components.scans.dicom import holds_dicom
 from tissnet_components.scans.naming import check_case_name, tells_contrast
 from tissnet_components.scans.nifti import nifti_files, without_ending
+from tissnet_components.scans.table import read_table
 
 OUT = Path()
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
@@ -205,26 +205,13 @@ def _dicom_folders(patient: Path, modalities: Sequence[str]) -> list[str]:
 
 def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
     columns = ["case", *modalities]
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, skipinitialspace=True)
-            found = list(table.fieldnames or [])
-            rows = [(table.line_num, row) for row in table]
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a folder or a CSV with {','.join(columns)}") from error
-    if not rows or not set(columns) <= set(found):
-        raise UserError(
-            f"{path} has the columns {','.join(found) or 'none'} and {len(rows)} rows, expected {','.join(columns)}"
-        )
-    for line, row in rows:
-        empty = [name for name in columns if not (row[name] or "").strip()]
-        if empty:
-            raise UserError(f"{path}, line {line}: no {empty[0]}; fill it in or leave the case out")
-    folder = path.absolute().parent
-    return [
-        {"case": row["case"].strip(), "image": [str(folder / user_path(row[name].strip())) for name in modalities]}
-        for _, row in rows
-    ]
+    rows, folder = read_table(path, columns), path.absolute().parent
+    if not rows:
+        raise UserError(f"{path} names no case; give a folder or a CSV with {','.join(columns)}")
+    for row in rows:
+        if empty := [name for name in columns if not row[name]]:
+            raise UserError(f"{path}, line {row['line']}: no {empty[0]}; fill it in or leave the case out")
+    return [{"case": row["case"], "image": [str(folder / user_path(row[name])) for name in modalities]} for row in rows]
 
 
 def _one_patient(given: dict[str, str], modalities: list[str], bundle: str, case: str | None) -> dict[str, Any]:
@@ -275,19 +262,29 @@ def _available(device: str) -> torch.device:
         raise UserError(f"--device {device} cannot be used here ({reason}); give cpu, cuda or cuda:1") from error
 
 
+def _refuse_shared(patients: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse one file, however it is spelled, for two scans or two cases; a folder may hold several series."""
+    users: dict[str, str] = {}
+    for patient in patients:
+        files = [realpath(scan) for scan in _listed(patient["image"]) if os.path.isfile(scan)]
+        for file in files:
+            if files.count(file) > 1:
+                raise UserError(f"{patient['case']} uses {file} for more than one scan; correct it")
+            if (other := users.setdefault(file, patient["case"])) != patient["case"]:
+                raise UserError(f"{other} and {patient['case']} both use {file}; correct one of them")
+
+
 def _to_do(
     patients: list[dict[str, Any]], out: Path, outputs: Sequence[str], overwrite: bool, resume: bool
 ) -> list[dict[str, Any]]:
     """The patients that remain, after refusing to replace results that nobody asked to replace."""
     if overwrite and resume:
         raise UserError("--overwrite replaces finished cases and --resume keeps them; give one of them")
+    _refuse_shared(patients)
     for patient in patients:
         folder, scans = out / patient["case"], _listed(patient["image"])
         if any(Path(realpath(scan)).is_relative_to(realpath(folder)) for scan in scans):
             raise UserError(f"results would go to {folder}, among the scans; give another --out")
-        twice = [scan for scan in scans if scans.count(scan) > 1 and not os.path.isdir(scan)]
-        if twice:
-            raise UserError(f"{patient['case']} uses {twice[0]} for more than one scan; correct it")
 
     def exists(patient: Mapping[str, Any], names: Iterable[str]) -> list[bool]:
         return [os.path.exists(case_file(out, patient["case"], name)) for name in names]

@@ -1,15 +1,13 @@
 """Training, validation and test: read from a file, or drawn by patient."""
 
-import csv
 import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from tissnet_components.errors import UserError
+from tissnet_components.scans.table import read_table
 
 SECTIONS = ("training", "validation", "test")
 PAPER_SPLIT = (258, 37, 74)  # of BraTS 2020's 369 patients: training, validation, test
@@ -99,20 +97,16 @@ def read_split(path: str | Path) -> dict[str, str]:
     Raises:
         ValueError: missing file or column, an unknown split, a case named twice.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            named = file.readline().rpartition(",")[2].strip().lower() not in SPLIT_SYNONYMS
-            file.seek(0)
-            rows = list(csv.DictReader(file, None if named else ["case", "split"], skipinitialspace=True))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UserError(
-            f"split file {path} cannot be read ({error}); expected a CSV with columns case,split"
-        ) from error
+    headless = read_table(path, [], ["case", "split"])
+    named = not headless or headless[0]["split"].lower() not in SPLIT_SYNONYMS
+    rows = read_table(path, ["case", "split"]) if named else headless
     assigned: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2 if named else 1):
-        case, section = (row.get("case") or "").strip(), SPLIT_SYNONYMS.get((row.get("split") or "").strip().lower())
+    for row in rows:
+        line, case, section = row["line"], row["case"], SPLIT_SYNONYMS.get(row["split"].lower())
         if not case or not section:
-            raise UserError(f"{path}, line {line}: got {row}, expected case,split with split one of {SECTIONS}")
+            raise UserError(
+                f"{path}, line {line}: got {case},{row['split']}, expected case,split with split one of {SECTIONS}"
+            )
         if case in assigned:
             raise UserError(f"{path}, line {line}: case {case} is named a second time; keep one line per case")
         assigned[case] = section
@@ -127,11 +121,7 @@ def read_patients(path: str | Path, names: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: the file cannot be read, or lacks a column.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
-        named = dict(zip(table["case"].str.strip(), table["patient"].str.strip(), strict=True))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected a CSV with columns case,patient") from error
+    named = {row["case"]: row["patient"] for row in read_table(path, ["case", "patient"])}
     return {**patients_of(names), **{case: patient for case, patient in named.items() if patient}}
 
 
