@@ -182,6 +182,14 @@ def test_missing_weights_say_what_to_do(tmp_path):
         load_weights(UNet25D(1, WIDTHS), str(tmp_path / "absent.pt"))
 
 
+def test_weights_below_a_folder_that_is_not_there_tell_where_to_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights at models/model.pt: .*start in the bundle's folder, or giv"
+    ):
+        load_weights(UNet25D(1, [2, 4, 4, 4, 4]), "models/model.pt")
+
+
 @pytest.mark.parametrize("fraction", [0, 0.1, 0.5, 0.99])
 def test_truncated_weights_are_refused(weights, fraction):
     whole = weights.read_bytes()

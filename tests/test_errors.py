@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tissnet_components import errors
 from tissnet_components.errors import (
@@ -126,6 +127,12 @@ def test_too_little_memory_is_said_in_one_sentence(lack):
         raise RuntimeError("applying transform <LoadImageCased>") from lack
 
     assert re.fullmatch(r"out of memory \(.+\); close other programs, .+", str(user_error(caught(wrapped_by_monai))))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_said_in_one_sentence():
+    error = caught(lambda: torch.zeros(1).to("cuda:0"))
+    assert "the device cannot be used here" in str(user_error(error))
 
 
 def test_ctrl_c_says_how_to_go_on(hook, capsys):

@@ -38,7 +38,8 @@ class NotFinite(UserError, FloatingPointError):
 def user_error(error: BaseException | None) -> BaseException | None:
     """What a user can mend among an error and its causes, the outermost first; None where there is nothing.
 
-    That is what this package raised to say so; what a file system refused; and too little memory.
+    That is what this package raised to say so; what a file system refused; too little memory; and a GPU that is not
+    there.
     """
     while error is not None:
         if isinstance(error, UserError):
@@ -47,6 +48,11 @@ def user_error(error: BaseException | None) -> BaseException | None:
             return MemoryError(
                 f"out of memory ({str(error).splitlines()[0] if str(error) else 'for a whole image'}); "
                 f"close other programs, or resample the scan or crop it to the head"
+            )
+        if _lacks_device(error):
+            return UserError(
+                f"the device cannot be used here ({str(error).splitlines()[0]}); leave out --device, or give "
+                f"--device \"\\$torch.device('cpu')\""
             )
         if isinstance(error, OSError) and error.errno in FULL | REFUSED:
             cure = "make room" if error.errno in FULL else "correct the path or its permissions"
@@ -61,6 +67,12 @@ def _lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+def _lacks_device(error: BaseException) -> bool:
+    """PyTorch's own ways to say so."""
+    words = ("not compiled with CUDA", "No CUDA GPUs", "no NVIDIA driver", "invalid device ordinal")
+    return isinstance(error, (RuntimeError, AssertionError)) and any(word in str(error) for word in words)
 
 
 def ensure_writable(folder: str) -> None:

@@ -38,6 +38,10 @@ def load_weights(
         ValueError: the file is not a state dict, does not fit the network, or was trained otherwise.
     """
     if not os.path.isfile(path):
+        if not os.path.isdir(os.path.dirname(path) or ".") and not os.path.isabs(path):
+            missing = (
+                f"there is no such folder below {os.getcwd()}; start in the bundle's folder, or give --bundle_root"
+            )
         raise FileMissing(f"no weights at {path}: {missing}")
     check_recipe(path, recipe or {})
     state = read_state(path)

@@ -92,7 +92,12 @@ def test_a_split_may_be_called_by_its_synonyms(tmp_path, word):
             [("p", "train"), ("p", "test")], ("case", "split"), "line 3: case p is named a second", id="twice"
         ),
         pytest.param([("p", "holdout")], ("case", "split"), "line 2: .*holdout.* expected", id="unknown split"),
-        pytest.param([("p", "train")], ("patient", "fold"), "has the columns patient,fold, expected case,split", id="other columns"),
+        pytest.param(
+            [("p", "train")],
+            ("patient", "fold"),
+            "has the columns patient,fold, expected case,split",
+            id="other columns",
+        ),
         pytest.param([], ("case", "split"), "names no case", id="empty"),
         pytest.param(
             [("nobody", "train")], ("case", "split"), "names 1 cases that were not found, first nobody", id="who"
