@@ -62,7 +62,7 @@ def test_a_file_over_25_mb_is_listed_for_download(bundle):
         assert all(set(entry) == {"path", "url", "hash_val", "hash_type"} for entry in entries)
         listed = {entry["path"] for entry in entries}
     shipped = [bundle / "models" / "model.pt", bundle / "models" / "perceptor.pt", *bundle.glob("docs/*")]
-    large = [file for file in shipped if file.is_file() and file.stat().st_size > 25 * 2**20]
+    large = [file for file in shipped if file.is_file() and file.stat().st_size > 25e6]
     assert {str(file.relative_to(bundle)) for file in large} <= listed
 
 
