@@ -15,6 +15,7 @@ CONSTRAINTS ?= constraints.txt
 test: $(VENV)/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	bash ci/zoo_style.sh $(PY)
 	$(PY) -m mypy tissnet_components
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
 

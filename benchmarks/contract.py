@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
-
-from benchmarks.inference import read as read_bundle
 from tissnet_components.scans import appearance, appearance_tables
 from tissnet_components.scans.appearance import KNOWN, Features, Tables, likeliest_names
 from tissnet_components.scans.brain import largest_component
 from tissnet_components.scans.naming import find_candidates
 from tissnet_components.scans.plausible import DOUBTFUL, SURE, examine
 from tissnet_components.transforms import InvertTogetherd
+
+from benchmarks.inference import read as read_bundle
 
 GIVEN = ("t1", "t1ce", "t2")
 STEP = 2  # 1 mm scans on a grid of 2 mm, as `examine` would take them

@@ -12,11 +12,11 @@ import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import CropForeground
+from tissnet_components.inference import CascadeInferer
 
 from benchmarks.measure import compare, show
 from benchmarks.reference import plain
 from benchmarks.scans import BRAIN_MM, radius
-from tissnet_components.inference import CascadeInferer
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 REFERENCE_WINDOWS = {"tissnet_brats": (96, 96, 48), "tissnet_vs": (64, 64, 16)}

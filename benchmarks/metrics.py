@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from monai.metrics import PSNRMetric, compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from monai.metrics.regression import compute_ssim_and_cs
+from tissnet_components.metrics import SEGMENTATIONS, box_around, case_metrics
 
 from benchmarks.measure import compare, show
-from tissnet_components.metrics import SEGMENTATIONS, box_around, case_metrics
 
 SHAPE, SPACING_MM = (240, 240, 155), (1.0, 1.0, 1.0)
 VARIANTS = ["MONAI", "package"]

@@ -9,13 +9,13 @@ import fire
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-
-from benchmarks.inference import REFERENCE_WINDOWS, read
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.metrics import dice
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.scans.naming import find_cases
 from tissnet_components.transforms import InvertTogetherd
+
+from benchmarks.inference import REFERENCE_WINDOWS, read
 
 
 def patients(root: str, limit: int | None = None) -> None:

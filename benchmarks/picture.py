@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
 from tissnet_components.results.overview import BACKGROUND, CONTOURS, INK, PROBABILITY_COLOURS
 
 ROWS = {

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from monai.engines import Trainer
-from torch import nn
-
 from tissnet_components.training import AdversarialUpdate, step
 from tissnet_components.unet25d import PReLU
+from torch import nn
 
 SLICES_FIRST = (0, 1, 4, 2, 3)  # (B, C, X, Y, Z) -> (B, C, Z, X, Y)
 SLICES_LAST = (0, 1, 3, 4, 2)

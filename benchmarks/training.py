@@ -7,9 +7,9 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.utils import set_determinism
+from tissnet_components.inference import best_precision
 
 from benchmarks.measure import compare, show
-from tissnet_components.inference import best_precision
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "tissnet_brats" / "configs"
 CPU = {"device": "$torch.device('cpu')"}

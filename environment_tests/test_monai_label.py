@@ -20,7 +20,6 @@ import pytest
 import requests
 import torch
 from bundle_copies import BUNDLES, NAMES, bundle_with_weights, read_config
-
 from tissnet_components.package import package_bundle
 
 pytest.importorskip("monailabel", reason="needs MONAI Label: make label-test")

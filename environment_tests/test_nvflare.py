@@ -13,7 +13,6 @@ import pytest
 import torch
 from bundle_copies import BUNDLES, NAMES
 from hospitals import SETTINGS, SITES, write_site
-
 from tissnet_components.federated import federate, new_network
 from tissnet_components.weights import load_weights
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from bundle_copies import NAMES, bundle_with_weights
-from zip_page import page_blocks, the_pages_commands_make_a_mask
-
 from tissnet_components.package import package_bundle
+from zip_page import page_blocks, the_pages_commands_make_a_mask
 
 
 @pytest.fixture(scope="module")

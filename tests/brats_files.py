@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-
 from tissnet_components.scans.naming import MODALITIES
 
 SHAPE = (4, 5, 3)

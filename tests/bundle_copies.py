@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
-
 from tissnet_components.weights import compact
 
 BUNDLES = Path(__file__).parents[1] / "bundles"

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
 from tissnet_components.cascade import TissNet
 from tissnet_components.losses import Batch
 from tissnet_components.patchgan import PatchGAN
 from tissnet_components.unet25d import DualBranchUNet25D, UNet25D
+from torch import nn
 
 WIDTHS = [2, 4, 4, 4, 4]
 REAL_GLIOMAS = Path(__file__).parents[2] / "shared" / "data" / "glioma_brats18_tcia"

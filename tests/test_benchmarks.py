@@ -7,15 +7,15 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
+from tissnet_components.inference import CascadeInferer
+from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
+from tissnet_components.training import AdversarialUpdate, Player
 
 from benchmarks import __main__ as everything
 from benchmarks import growth, inference, loading, metrics, scans, training
 from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
-from tissnet_components.inference import CascadeInferer
-from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
-from tissnet_components.training import AdversarialUpdate, Player
 
 WEIGHTS = {
     "global_l1": 50,

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from tissnet_components import cascade
 from tissnet_components.cascade import Frozen, PerceivedCascade, TissNet, refine_with_error
 from tissnet_components.unet25d import UNet25D
 from tissnet_components.weights import compact, keep_recipe, load_perceptor, load_weights, read_state
+from torch import nn
 
 WIDTHS = [2, 4, 4, 4, 4]
 

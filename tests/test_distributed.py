@@ -24,11 +24,10 @@ from test_bundle_workflows import run
 from test_kill import scalars
 from test_resume import same
 from test_training import adversarial_update, train_each
-from torch import nn
-
 from tissnet_components import training
 from tissnet_components.distributed import share
 from tissnet_components.handlers import SeedEachEpoch, losses_of
+from torch import nn
 
 
 def start_processes(count: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Process]:

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-
 from tissnet_components.__main__ import COMMANDS, find_command, refuse_wrong_options
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tissnet_components import errors
 from tissnet_components.errors import (
     FileMissing,

@@ -14,7 +14,6 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.utils import set_determinism
-
 from tissnet_components.federated import federate, new_network, train_at_site
 
 

@@ -1,7 +1,6 @@
 import os
 
 import pytest
-
 from tissnet_components.files import copy_atomic, files_below, write_atomic
 
 

@@ -14,9 +14,6 @@ from monai.data import MetaTensor
 from monai.engines import Trainer
 from monai.transforms import RandSpatialCrop
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-
 from tissnet_components.handlers import (
     AverageWeights,
     LossProgressBar,
@@ -26,6 +23,8 @@ from tissnet_components.handlers import (
     losses_of,
 )
 from tissnet_components.training import Player, averaged
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 BATCHES = [torch.zeros(1)] * 3
 

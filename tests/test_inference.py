@@ -10,14 +10,13 @@ from cohort import oblique_affine, save, write_case, write_datalist
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.inferers import SimpleInferer
-from torch import nn
-
 from tissnet_components.errors import UserError, report_failed
 from tissnet_components.inference import CascadeInferer, CaseEvaluator
 from tissnet_components.scans import loading
 from tissnet_components.scans.cases import CaseDataset, find_scans
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.scans.nifti import check_readable
+from torch import nn
 
 SOURCES = ["t1", "t1ce", "t2"]
 OBLIQUE = oblique_affine((0.9, 1.1, 5))

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from cohort import save
-from torch import nn
-
 from tissnet_components.label_server import ChooseMapd, LoadImageServed
 from tissnet_components.scans.nifti import BadCase
+from torch import nn
 
 MAPS = {name: torch.full((1, 2, 2, 2), float(value)) for value, name in enumerate(("fine", "synthetic", "error"))}
 
@@ -58,10 +57,7 @@ def test_a_request_that_can_be_served_loads_its_scan(loader, request_of_a_scan):
 @pytest.mark.parametrize("name", ["coarse", "", None, [], 7, "$1 / 0", "@network_def"], ids=repr)
 def test_a_map_that_is_not_offered_is_refused_before_the_scan_is_looked_for(loader, name):
     status, sentence = refusal(loader, {"image": "nowhere", "image_path": "nowhere", "map": name})
-    assert (status, sentence) == (
-        422,
-        f"there is no map {name!r}; choose one of mask, synthetic, error, disagreement",
-    )
+    assert (status, sentence) == (422, f"there is no map {name!r}; choose one of mask, synthetic, error, disagreement")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 import pytest
 import torch
-from torch import nn
-
 from tissnet_components.losses import (
     Batch,
     DiscriminatorLoss,
@@ -14,6 +12,7 @@ from tissnet_components.losses import (
     tell_apart,
     tumor_box,
 )
+from torch import nn
 
 TERMS = tuple(TissNetLoss.NEEDS)
 # A patch of 4 x 4 x 2 = 32 voxels, 4 of them tumor (2 x 2 x 1); every map is constant.
@@ -86,12 +85,7 @@ BY_HAND = {
     "error": dice_of_constant(0.125, 28),  # Eq. 9: coarse is wrong at the 28 voxels of background
     "consistency": 0.01,  # Eq. 8: (0.75 - 0.65)^2
 }
-PAPER = {
-    **dict.fromkeys(TERMS, 1),
-    "global_l1": 50,
-    "tumor_l1": 200,
-    "perceptibility": 25,
-}
+PAPER = {**dict.fromkeys(TERMS, 1), "global_l1": 50, "tumor_l1": 200, "perceptibility": 25}
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-
 from tissnet_components import __main__ as command_line
 from tissnet_components.__main__ import COMMANDS, find_command, main
 

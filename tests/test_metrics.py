@@ -8,8 +8,6 @@ from monai.metrics.regression import compute_ssim_and_cs
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from volumes import MILLIMETRE, cube, noisy_pair, voxels
-
 from tissnet_components.metrics import (
     box_around,
     case_metrics,
@@ -21,6 +19,7 @@ from tissnet_components.metrics import (
     ssim_map,
     surface_distances_mm,
 )
+from volumes import MILLIMETRE, cube, noisy_pair, voxels
 
 
 def test_two_of_three_voxels_in_common_is_a_dice_of_two_thirds():

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from bundle_copies import NAMES, bundle_with_weights, tiny_bundle
-from zip_page import page_blocks, required, the_pages_commands_make_a_mask
-
 from tissnet_components.package import package, package_bundle, sha256, verify, write_zip
+from zip_page import page_blocks, required, the_pages_commands_make_a_mask
 
 
 @pytest.fixture(scope="module")

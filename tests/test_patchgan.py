@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from tissnet_components.patchgan import PatchGAN, discriminate
 
 

@@ -2,7 +2,6 @@ import subprocess
 import sys
 
 import pytest
-
 from tissnet_components.processes import share_out
 
 TWO_WORKERS = """

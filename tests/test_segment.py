@@ -19,7 +19,6 @@ import torch
 from cohort import oblique_affine, write_case
 from dicom_files import save_all, slices_of
 from monai.bundle import ConfigParser
-
 from tissnet_components import __main__ as command_line
 from tissnet_components import weights
 from tissnet_components.errors import user_error

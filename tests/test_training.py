@@ -7,8 +7,6 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.engines import Trainer
 from monai.inferers import SimpleInferer, SlidingWindowInferer
-from torch import nn
-
 from tissnet_components.comparators.uagan import Uagan
 from tissnet_components.handlers import losses_of
 from tissnet_components.inference import CascadeInferer, FittedWindowInferer, best_precision
@@ -22,6 +20,7 @@ from tissnet_components.training import (
     step,
 )
 from tissnet_components.unet25d import UNet25D
+from torch import nn
 
 WIDTHS = [2, 4, 4, 4, 4]
 TERMS = tuple(TissNetLoss.NEEDS)
@@ -50,11 +49,7 @@ def update(network, perceptor, discriminators):
 
 @pytest.fixture
 def batch(sample):
-    return {
-        "image": MetaTensor(sample.source),
-        "target": MetaTensor(sample.target),
-        "label": MetaTensor(sample.label),
-    }
+    return {"image": MetaTensor(sample.source), "target": MetaTensor(sample.target), "label": MetaTensor(sample.label)}
 
 
 def train(update, batch, iterations=1):

@@ -7,7 +7,6 @@ import torch
 from cohort import oblique_affine, save
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, Invertd, RandScaleIntensity, Spacingd
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.loading import LoadCased, LoadImageCased
 from tissnet_components.transforms import (

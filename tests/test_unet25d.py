@@ -1,8 +1,7 @@
 import pytest
 import torch
-from torch.nn import functional as F
-
 from tissnet_components.unet25d import Decoder25D, DualBranchUNet25D, Encoder25D, PReLU, UNet25D, UpBlock
+from torch.nn import functional as F
 
 WIDTHS = [2, 4, 4, 4, 4]
 PAPER, WIDE = [16, 32, 64, 128, 256], [32, 64, 128, 256, 512]

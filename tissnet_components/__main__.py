@@ -11,7 +11,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import fire
 from fire.decorators import SetParseFns
-
 from tissnet_components.errors import UserError, user_error
 from tissnet_components.files import user_path
 

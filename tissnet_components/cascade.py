@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
-
 from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
+from torch import nn
 
 SEGMENTOR_INPUTS = ("source", "synthetic", "coarse")
 

@@ -11,10 +11,9 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from monai.data import partition_dataset
+from tissnet_components.errors import UserError
 from torch import nn
 from torch.distributed.nn.functional import all_gather
-
-from tissnet_components.errors import UserError
 
 
 def start(device: torch.device) -> None:

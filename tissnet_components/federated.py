@@ -13,9 +13,8 @@ from monai.bundle import ConfigParser
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
-from torch import nn
-
 from tissnet_components.errors import PackageMissing, UserError
+from torch import nn
 
 OUT = Path("jobs")
 

@@ -16,14 +16,13 @@ from ignite.handlers import ProgressBar
 from monai.engines import Evaluator, Trainer
 from monai.transforms import Randomizable
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
 from tissnet_components.results.overview import overview
 from tissnet_components.training import Player
 from tissnet_components.weights import check_recipe, check_weights_fit, keep_recipe, read_state
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -217,11 +216,7 @@ class ValidationPictures:
     MAPS = ("image", "synthetic", "target", "coarse", "fine", "error", "label")
 
     def __init__(
-        self,
-        output_dir: str,
-        interval: int = 10,
-        writer: SummaryWriter | None = None,
-        source_names: Sequence[str] = (),
+        self, output_dir: str, interval: int = 10, writer: SummaryWriter | None = None, source_names: Sequence[str] = ()
     ) -> None:
         self.output_dir, self.interval, self.writer = Path(output_dir), interval, writer
         self.source_names = source_names

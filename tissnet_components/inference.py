@@ -8,10 +8,9 @@ import torch
 from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SlidingWindowInferer
-from torch import nn
-
 from tissnet_components.errors import UserError, in_one_sentence
 from tissnet_components.moved import forwarding
+from torch import nn
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

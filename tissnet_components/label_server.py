@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from torch import nn
-
 from tissnet_components.errors import UserError
 from tissnet_components.scans.loading import LoadImageCased
 from tissnet_components.scans.plausible import CheckPlausibled
 from tissnet_components.weights import check_weights_fit, read_state
+from torch import nn
 
 SERVED_MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
 

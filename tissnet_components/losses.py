@@ -8,13 +8,12 @@ from typing import ClassVar
 import ignite.distributed as idist
 import torch
 from monai.losses import DiceLoss
-from torch import nn
-from torch.nn import functional as F
-
 from tissnet_components.cascade import Frozen
 from tissnet_components.distributed import all_samples
 from tissnet_components.errors import UserError
 from tissnet_components.patchgan import discriminate
+from torch import nn
+from torch.nn import functional as F
 
 SEGMENTOR_TERMS = ("fine", "error", "consistency")
 Maps = dict[str, torch.Tensor]

@@ -17,7 +17,6 @@ from monai.metrics import PSNRMetric
 from monai.utils import convert_to_tensor
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
-
 from tissnet_components.errors import UserError
 
 Box = tuple[slice, ...]

@@ -10,7 +10,6 @@ import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.engines import IterationEvents
-
 from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import import_highdicom

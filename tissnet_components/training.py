@@ -12,16 +12,15 @@ import torch
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
+from tissnet_components.distributed import average_gradients, mean_over_processes
+from tissnet_components.errors import NotFinite, UserError
+from tissnet_components.losses import Batch, Maps
+from tissnet_components.unet25d import Decoder25D, Encoder25D
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
-
-from tissnet_components.distributed import average_gradients, mean_over_processes
-from tissnet_components.errors import NotFinite, UserError
-from tissnet_components.losses import Batch, Maps
-from tissnet_components.unet25d import Decoder25D, Encoder25D
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import Dataset
 from monai.transforms import GaussianSmooth, Invertd, MapTransform, Randomizable, RandomizableTransform, Transform
-
 from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
 from tissnet_components.scans.brain import find_brain

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from monai.networks.layers.utils import get_norm_layer
+from tissnet_components.errors import UserError
 from torch import nn
 from torch.nn import functional as F
-
-from tissnet_components.errors import UserError
 
 PLANAR_LEVELS = 2
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -98,11 +97,7 @@ class Encoder25D(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        widths: Sequence[int],
-        dropout: Sequence[float] = DROPOUT,
-        norm: Norm = "batch",
+        self, in_channels: int, widths: Sequence[int], dropout: Sequence[float] = DROPOUT, norm: Norm = "batch"
     ) -> None:
         super().__init__()
         if len(dropout) != len(widths):

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from tissnet_components.errors import FileMissing, UserError
 from tissnet_components.files import atomic_write, write_atomic
+from torch import nn
 
 SIZES = ("patch_size", "window_size")  # of a recipe; a network takes any
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from cohort import TINY, write_case, write_datalist
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 from test_bundle_configs import references, unknown_ids
-
 from tissnet_components.report.tables import run_of
 
 ROOT = Path(__file__).parents[2]
@@ -270,11 +269,7 @@ def test_every_row_is_trained_evaluated_and_run_by_the_commands_of_tiss_net(bund
     ("sources", "names", "model_name"),
     [
         (["flair"], ["direct_segmentation"], "perceptor"),
-        (
-            ["t1", "t1ce", "t2", "flair"],
-            ["direct_segmentation", "comparators/without_target"],
-            "upper bound",
-        ),
+        (["t1", "t1ce", "t2", "flair"], ["direct_segmentation", "comparators/without_target"], "upper bound"),
     ],
     ids=["real target", "upper bound"],
 )

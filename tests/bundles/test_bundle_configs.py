@@ -12,14 +12,13 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.data import MetaTensor
 from monai.transforms import Compose
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from torch.optim.lr_scheduler import LambdaLR
-
 from tissnet_components.losses import Batch
 from tissnet_components.metrics import box_around, dice
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.transforms import NormalizeBrain
 from tissnet_components.weights import keep_recipe
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.optim.lr_scheduler import LambdaLR
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "tissnet_brats"
 SCHEMA = Path(__file__).parents[3] / "shared" / "meta_schema_20240725.json"

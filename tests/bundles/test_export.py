@@ -12,11 +12,10 @@ import torch
 from bundle_copies import NAMES, TINY, read_config, tiny_bundle
 from conftest import REAL_GLIOMAS
 from monai.networks.utils import convert_to_onnx
-from torch import nn
-from torch.torch_version import TorchVersion
-
 from tissnet_components.transforms import NormalizeBrain
 from tissnet_components.weights import engine_path
+from torch import nn
+from torch.torch_version import TorchVersion
 
 REAL_SCHWANNOMA = REAL_GLIOMAS.parent / "vs_real_crops" / "vs_gk_98_t2.nii.gz"
 SIZES = ((64, 48, 16), (40, 56, 11))  # the second is no multiple of what the pooling needs

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from bundle_copies import NAMES, bundle_with_weights
-
 from tissnet_components.package import package_bundle
 
 UNIT_TESTS = Path(__file__).parents[2] / "ci" / "unit_tests"

@@ -9,7 +9,6 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.engines import Trainer
-
 from tissnet_components.handlers import losses_of
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "tissnet_brats" / "configs"

@@ -2,7 +2,6 @@ from collections import Counter
 
 import pytest
 import torch
-
 from tissnet_components.comparators.modality_dropout import ModalityDropoutUNet25D, random_subsets
 
 WIDTHS = [2, 4, 4, 4, 4]

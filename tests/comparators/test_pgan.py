@@ -1,10 +1,9 @@
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tissnet_components.comparators.pgan import PerceptualLoss, PganLoss, as_pictures, load_vgg16_features
 from tissnet_components.losses import Batch
+from torch import nn
+from torch.nn import functional as F
 
 CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}  # of VGG16, as torchvision numbers them
 

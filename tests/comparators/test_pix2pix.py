@@ -3,8 +3,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
-
 from tissnet_components.cascade import TissNet
 from tissnet_components.comparators.pix2pix import (
     Pix2PixDiscriminatorLoss,
@@ -16,6 +14,7 @@ from tissnet_components.comparators.pix2pix import (
 from tissnet_components.losses import Batch
 from tissnet_components.unet25d import DualBranchUNet25D
 from tissnet_components.weights import keep_recipe
+from torch import nn
 
 WIDTHS = [2, 4, 4, 4, 4]
 

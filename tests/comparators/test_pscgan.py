@@ -1,11 +1,10 @@
 import pytest
 import torch
-from torch import nn
-
 from tissnet_components.cascade import TissNet
 from tissnet_components.comparators.pscgan import PriorThenSynthesis, PscganDiscriminatorLoss, PscganLoss
 from tissnet_components.losses import Batch
 from tissnet_components.unet25d import DualBranchUNet25D
+from torch import nn
 
 WIDTHS = [2, 4, 4, 4, 4]
 STAGES = ("coarse", "synthetic", "fine")

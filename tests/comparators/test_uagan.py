@@ -4,8 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from torch import nn
-
 from tissnet_components.comparators.uagan import (
     ContrastCritic,
     ContrastCriticLoss,
@@ -16,6 +14,7 @@ from tissnet_components.comparators.uagan import (
 )
 from tissnet_components.losses import Batch
 from tissnet_components.training import constant_then_linear
+from torch import nn
 
 WIDTHS = [2, 4, 4, 4, 4]
 WEIGHTS = {"adversarial": 1, "contrast": 1, "cycle": 10, "fine": 100, "shape": 100}

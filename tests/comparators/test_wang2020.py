@@ -2,12 +2,11 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from tissnet_components.cascade import TissNet
 from tissnet_components.comparators.wang2020 import WangLoss, high_level_features, lesion_weighted_l1
 from tissnet_components.losses import dice_loss
 from tissnet_components.unet25d import DualBranchUNet25D
+from torch.nn import functional as F
 
 WIDTHS = [2, 4, 4, 4, 4]
 

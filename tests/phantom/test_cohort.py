@@ -210,10 +210,7 @@ def test_a_case_that_has_lost_a_file_is_simulated_again(quick, tmp_path):
         ({"seed": -1}, "seed is -1, expected an integer of at least 0"),
         ({"workers": 0}, "workers is 0, expected an integer of at least 1"),
         ({"spacing": 0}, "spacing is 0, expected a voxel size between 0.5 and 6 mm"),
-        (
-            {"task": "vs", "spacing": 1},
-            "task vs always has voxels of 0.41 x 0.41 x 1.5 mm; leave out --spacing",
-        ),
+        ({"task": "vs", "spacing": 1}, "task vs always has voxels of 0.41 x 0.41 x 1.5 mm; leave out --spacing"),
         ({"task": "vs", "variety": 2}, "variety is 2, expected the share of varied patients, 0 to 1"),
         ({"variety": 0.5}, "variety is of task vs, not of brats; leave out --variety"),
         ({"contours": "."}, "contours shape the tumors of task vs, not those of brats; leave out --contours"),

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from tissnet_components.phantom.physics import (
     TISSUES,
     TISSUES_1_5T,

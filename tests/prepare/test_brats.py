@@ -17,7 +17,6 @@ from brats_files import (
     scan,
     write_csv,
 )
-
 from tissnet_components.errors import BadCase
 from tissnet_components.prepare.brats import prepare_brats
 from tissnet_components.scans.datalist import load_datalist

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from dicom_files import rtstruct
 from scipy.spatial.transform import Rotation
-
 from tissnet_components.errors import BadCase
 from tissnet_components.prepare.contours import (
     move,

@@ -4,7 +4,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from brats_files import SHAPE, first_voxel, listed_cases, printed, save, scan
-
 from tissnet_components.prepare.brats import prepare_brats
 from tissnet_components.scans.datalist import load_datalist
 

@@ -9,6 +9,19 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from tissnet_components.errors import BadCase
+from tissnet_components.prepare.contours import move, read_contours, tumor_mask, volume_mm3
+from tissnet_components.prepare.vestibular import (
+    TCIA_SPLIT,
+    choose_scan,
+    into_grid,
+    patient_name,
+    prepare_vs,
+    read_transform,
+)
+from tissnet_components.scans.cases import usable_cases
+from tissnet_components.scans.datalist import load_datalist
+from tissnet_components.scans.dicom import LPS_TO_RAS, Series
 from vestibular_download import (
     DESCRIPTIONS,
     RADIUS_MM,
@@ -25,20 +38,6 @@ from vestibular_download import (
     write_tfm,
     write_transforms,
 )
-
-from tissnet_components.errors import BadCase
-from tissnet_components.prepare.contours import move, read_contours, tumor_mask, volume_mm3
-from tissnet_components.prepare.vestibular import (
-    TCIA_SPLIT,
-    choose_scan,
-    into_grid,
-    patient_name,
-    prepare_vs,
-    read_transform,
-)
-from tissnet_components.scans.cases import usable_cases
-from tissnet_components.scans.datalist import load_datalist
-from tissnet_components.scans.dicom import LPS_TO_RAS, Series
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vs_seg_geometry"
 SPACING_MM = np.array([0.41, 0.41, 1.5])

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-
 from tissnet_components.files import write_atomic
 from tissnet_components.report.html import report
 from tissnet_components.report.layouts import typical_cases

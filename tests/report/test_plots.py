@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-
 from tissnet_components.report import plots
 from tissnet_components.report.runs import Run
 from tissnet_components.results.overview import CONTOURS, save_slices

@@ -2,10 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from torch.utils.tensorboard import SummaryWriter
-
 from tissnet_components.files import digest, write_atomic
 from tissnet_components.report.runs import notes, read_runs, records_of, study_of
+from torch.utils.tensorboard import SummaryWriter
 
 HEAD = "protocol,case,label_ml,fine_dice,fine_hd95_mm,fine_ml\n"
 BINS = "protocol,case,error_from,error_to,voxels,predicted,mistakes\n"

@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-
 from tissnet_components.report.statistics import compare, correlation_interval, holm, interval, rank_correlation
 
 

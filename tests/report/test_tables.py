@@ -3,7 +3,6 @@ import io
 import math
 
 import pytest
-
 from tissnet_components.report.formats import to_csv, to_latex, to_markdown
 from tissnet_components.report.runs import Run
 from tissnet_components.report.tables import Cell, Layout, Table, comparison_table, comparisons, result_table
@@ -97,10 +96,7 @@ def test_a_table_says_whose_segmentation_it_measures_where_it_is_not_fine():
 def test_significant_differences_from_the_reference_are_marked():
     steady = run_with("steady", [0.60, 0.66, 0.69, 0.76], [4, 5, 6, 9.0])
     table = result_table(layout_of("poor", "steady", reference="poor"), runs_of(POOR, steady))
-    assert texts(table) == [
-        ["poor", "77.50 ± 6.45", "6.00 ± 2.16"],
-        ["steady", "67.75 ± 6.65†", "6.00 ± 2.16"],
-    ]
+    assert texts(table) == [["poor", "77.50 ± 6.45", "6.00 ± 2.16"], ["steady", "67.75 ± 6.65†", "6.00 ± 2.16"]]
     assert any("differs from poor" in note for note in table.notes)
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from volumes import MILLIMETRE, cube, noisy_pair, voxels
-
 from tissnet_components.metrics import ssim
 from tissnet_components.results.case_table import CaseTable, empty_predictions, mean_and_sd, summarise
+from volumes import MILLIMETRE, cube, noisy_pair, voxels
 
 
 def test_missing_values_are_left_out_of_the_mean_and_counted():

@@ -11,7 +11,6 @@ import pydicom
 import pytest
 from cohort import oblique_affine
 from dicom_files import save_all, slices_of
-
 from tissnet_components.results.dicom_seg import FILING, check_dicom_seg, write_dicom_seg
 from tissnet_components.scans.dicom import find_series, read_series
 

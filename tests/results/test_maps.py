@@ -9,7 +9,6 @@ import pytest
 import torch
 from cohort import oblique_affine
 from monai.data import MetaTensor
-
 from tissnet_components.results.maps import AtomicNiftiWriter, SaveImageCased, SaveImageOverviewd
 
 OBLIQUE = oblique_affine((0.9, 1.1, 5))

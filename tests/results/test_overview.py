@@ -1,7 +1,6 @@
 import matplotlib
 import numpy as np
 import pytest
-
 from tissnet_components.results.overview import overview, overview_figure
 
 
@@ -81,10 +80,7 @@ def test_without_a_label_the_slice_comes_from_fine_or_the_middle(maps, expected)
     assert overview_figure({"source": image()} | maps).texts[0].get_text() == f"slice {expected}"
 
 
-@pytest.mark.parametrize(
-    ("codes", "affine"),
-    [("LPS", np.diag([-1.0, -1, 1, 1])), ("RAS", np.diag([1.0, 1, 1, 1]))],
-)
+@pytest.mark.parametrize(("codes", "affine"), [("LPS", np.diag([-1.0, -1, 1, 1])), ("RAS", np.diag([1.0, 1, 1, 1]))])
 def test_the_patients_left_front_is_shown_at_the_upper_right(codes, affine):
     """A bright mark at the left front of the patient, in arrays of either orientation."""
     ras = image()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from cohort import oblique_affine
 from monai.data import MetaTensor
-
 from tissnet_components.results.summary import SaveImageSummaryd, measure_quality, quality_flags, touches_edge
 
 SHAPE = (8, 8, 6)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from scipy import ndimage
-
 from tissnet_components.scans.brain import Background, find_background, find_brain, largest_component
 
 SHAPE = (48, 56, 40)

@@ -7,7 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from cohort import oblique_affine
-
 from tissnet_components.errors import BadCase
 from tissnet_components.results.maps import SaveImageCased
 from tissnet_components.scans.cases import check_case, usable_cases

@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import save_all, slices_of
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.choice import choose_series, with_series
 

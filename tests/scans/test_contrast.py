@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tissnet_components.scans.contrast import OTHER, contrast_of
 from tissnet_components.scans.dicom import Series
 

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from cohort import oblique_affine
 from dicom_files import save_all, slices_of
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.dicom import find_series, read_series
 
@@ -207,10 +206,7 @@ def test_two_slices_at_one_place_are_refused(tmp_path):
         read_series(the_only(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "tag, value",
-    [("PixelSpacing", [0.5, 0.6]), ("ImageOrientationPatient", [1, 0, 0, 0, 1, 0])],
-)
+@pytest.mark.parametrize("tag, value", [("PixelSpacing", [0.5, 0.6]), ("ImageOrientationPatient", [1, 0, 0, 0, 1, 0])])
 def test_slices_that_do_not_belong_together_are_refused(tmp_path, tag, value):
     items = slices_of(volume())
     setattr(items[2], tag, value)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from tissnet_components.scans.naming import find_candidates, find_cases
 
 ALL = ("t1", "t1ce", "t2", "flair", "seg")

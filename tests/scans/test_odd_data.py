@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from odd_input import EXTREMES, inputs, names, odd_headers, refusal, tried, with_header, write
 from test_segment import tiny_bundle
-from vestibular_download import simulate, write_bids
-
 from tissnet_components.files import write_atomic
 from tissnet_components.phantom.cohort import phantom
 from tissnet_components.prepare.brats import prepare_brats
@@ -27,6 +25,7 @@ from tissnet_components.prepare.vestibular import prepare_vs
 from tissnet_components.report.html import report
 from tissnet_components.scans.cases import check_case
 from tissnet_components.scans.datalist import SECTIONS
+from vestibular_download import simulate, write_bids
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from odd_input import inputs, refusal, tried
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
-
 from tissnet_components.results.dicom_seg import check_dicom_seg
 from tissnet_components.scans.contrast import contrast_of
 from tissnet_components.scans.dicom import IMAGE_MODALITIES, Series, find_series, read_series

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import strategies as st
 from odd_input import EXTREMES, REAL_TYPES, inputs, names, odd_headers, refusal, tried, with_header, write
 from test_segment import orientations, tiny_bundle, write_scans
-
 from tissnet_components.segment import segment
 
 

@@ -10,7 +10,6 @@ import torch
 from bundle_copies import BUNDLES, read_config
 from monai.data import MetaTensor
 from nibabel.processing import resample_from_to
-
 from tissnet_components.segment import segment
 from tissnet_components.transforms import InvertTogetherd
 

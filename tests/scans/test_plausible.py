@@ -6,7 +6,6 @@ import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from scipy import ndimage
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.plausible import CheckPlausibled, examine
 

@@ -2,14 +2,12 @@ import json
 
 import pytest
 from brats_files import brats_case, cohort, write_csv
-
 from tissnet_components.prepare.brats import prepare_brats
 from tissnet_components.scans.splits import SECTIONS, patients_of, read_patients, read_split, split_cases
 
 
 @pytest.mark.parametrize(
-    "patients, counts",
-    [(369, [258, 37, 74]), (12, [9, 1, 2]), (3, [1, 1, 1]), (2, [2, 0, 0]), (100, [70, 10, 20])],
+    "patients, counts", [(369, [258, 37, 74]), (12, [9, 1, 2]), (3, [1, 1, 1]), (2, [2, 0, 0]), (100, [70, 10, 20])]
 )
 def test_patients_are_drawn_in_the_paper_s_proportions(patients, counts):
     names = [f"p{number}" for number in range(patients)]

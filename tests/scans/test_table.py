@@ -1,7 +1,6 @@
 """Tables of cases, as people save them."""
 
 import pytest
-
 from tissnet_components.errors import UserError
 from tissnet_components.scans.table import read_table
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from tissnet_components.study.folds import write_folds
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from cohort import write_cohort
-
 from tissnet_components.report import slug
 from tissnet_components.report.html import report
 from tissnet_components.study import steps

@@ -7,7 +7,6 @@ successors of TISS-Net that segment from any subset have in common (such as RFNe
 from collections.abc import Sequence
 
 import torch
-
 from tissnet_components.unet25d import DROPOUT, Norm, UNet25D
 
 ABSENT = -1.0  # the background of a normalised image: a contrast without any signal

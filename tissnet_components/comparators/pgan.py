@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tissnet_components.cascade import Frozen
 from tissnet_components.errors import FileMissing
 from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, fool
 from tissnet_components.patchgan import discriminate
 from tissnet_components.weights import check_weights_fit, read_state
+from torch import nn
+from torch.nn import functional as F
 
 UNTRAINED = "untrained"
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tissnet_components.cascade import Frozen, TissNet
 from tissnet_components.losses import Batch, DiscriminatorLoss, Maps, Needs, WeightedTerms
 from tissnet_components.patchgan import discriminate
 from tissnet_components.weights import load_weights
+from torch import nn
+from torch.nn import functional as F
 
 
 def fool(scores: torch.Tensor) -> torch.Tensor:

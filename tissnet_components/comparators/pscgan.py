@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tissnet_components.losses import Batch, DiscriminatorLoss, Maps, Needs, WeightedTerms, dice_loss, fool
 from tissnet_components.patchgan import discriminate
+from torch import nn
+from torch.nn import functional as F
 
 
 class PriorThenSynthesis(nn.Module):

@@ -16,13 +16,12 @@ from typing import ClassVar
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.utils import one_hot
-from torch import nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler
-
 from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, dice_loss
 from tissnet_components.patchgan import PatchGAN
 from tissnet_components.unet25d import DROPOUT, PLANAR_LEVELS, DualBranchUNet25D, Encoder25D, Norm, pad_far_ends
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 
 class GatedExchange(nn.Module):

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, dice_loss
 from tissnet_components.training import resting
+from torch import nn
+from torch.nn import functional as F
 
 
 def lesion_weighted_l1(
@@ -53,11 +52,7 @@ class WangLoss(WeightedTerms):
         lesion_weight: how often a voxel of the lesion counts.
     """
 
-    NEEDS: ClassVar[dict[str, Needs]] = {
-        "lesion_l1": ("target", "label"),
-        "features": ("target",),
-        "fine": ("label",),
-    }
+    NEEDS: ClassVar[dict[str, Needs]] = {"lesion_l1": ("target", "label"), "features": ("target",), "fine": ("label",)}
     SHARED = ("fine",)
 
     def __init__(self, loss_weights: dict[str, float], network: nn.Module, lesion_weight: float) -> None:

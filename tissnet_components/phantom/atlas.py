@@ -14,7 +14,6 @@ from math import ceil
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-
 from tissnet_components.errors import PackageMissing
 
 FIELD_OF_VIEW_MM = (240, 240, 155)

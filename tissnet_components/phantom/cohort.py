@@ -12,8 +12,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
-
 from tissnet_components.errors import UserError
 from tissnet_components.files import atomic_folder, to_json, write_atomic
 from tissnet_components.phantom.atlas import load_atlas
@@ -22,6 +20,7 @@ from tissnet_components.phantom.schwannoma import Contours, tumor_contours, vari
 from tissnet_components.phantom.skull_base import SPACING_MM
 from tissnet_components.processes import share_out
 from tissnet_components.scans.splits import split_cases
+from tqdm import tqdm
 
 ATLAS = (
     "ICBM 2009a Nonlinear Symmetric, from the nilearn package. Copyright (C) 1993-2004 Louis Collins, "

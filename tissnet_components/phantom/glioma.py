@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-
 from tissnet_components.phantom.atlas import (
     ATLAS_ORIGIN,
     Anatomy,

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import fft, ndimage
-
 from tissnet_components.errors import BadCase, UserError
 from tissnet_components.phantom.atlas import ATLAS_PER_BRAIN
 from tissnet_components.phantom.glioma import Site, push_aside, radius_of

@@ -17,7 +17,6 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-
 from tissnet_components.phantom.atlas import ATLAS_ORIGIN, ATLAS_PER_BRAIN, load_atlas, smooth_field
 from tissnet_components.phantom.solids import Ellipsoid, Solid, Tube, Vector, column, ring
 

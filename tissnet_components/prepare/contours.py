@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.path import Path as Polygon
 from scipy.spatial import cKDTree
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom
 

@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
-from tqdm import tqdm
-
 from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import atomic_write
 from tissnet_components.prepare.outcome import UNLABELLED
 from tissnet_components.scans.nifti import check_readable, nifti_files
+from tqdm import tqdm
 
 DECATHLON = "Task01_BrainTumour"
 DECATHLON_FOLDERS = ("imagesTr", "labelsTr", "imagesTs")

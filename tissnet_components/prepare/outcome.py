@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
-
 from tissnet_components.errors import UserError
 from tissnet_components.scans.splits import applied_rules
 

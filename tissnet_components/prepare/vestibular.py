@@ -11,8 +11,6 @@ import itk
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import affine_transform
-from tqdm import tqdm
-
 from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import atomic_folder, existing_folder, files_below, to_json, write_atomic
 from tissnet_components.prepare.contours import move, read_contours, read_rtstruct, referenced_series, tumor_mask
@@ -31,6 +29,7 @@ from tissnet_components.scans.dicom import LPS_TO_RAS, Series, find_series, read
 from tissnet_components.scans.naming import check_case_name
 from tissnet_components.scans.nifti import check_intensities, check_readable, check_three_axes
 from tissnet_components.scans.splits import read_split
+from tqdm import tqdm
 
 OUT = Path("vs")
 TCIA_SPLIT = {"training": range(1, 182), "validation": range(182, 202), "test": range(202, 251)}  # split_TCIA.csv

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
 from tissnet_components.report.plots import QUALITIES, stage
 from tissnet_components.report.runs import Run
 from tissnet_components.report.statistics import RESAMPLES, correlation_interval, finite_pairs, rank_correlation

@@ -5,7 +5,6 @@ from itertools import chain
 from typing import Any
 
 import pandas as pd
-
 from tissnet_components.report.tables import Cell, Table
 
 LATEX = {

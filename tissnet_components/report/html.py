@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-
 from tissnet_components.errors import PackageMissing, UserError
 from tissnet_components.files import files_below, write_atomic
 from tissnet_components.report import formats, plots

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
 from tissnet_components.errors import UserError
 from tissnet_components.metrics import SEGMENTATIONS
 from tissnet_components.report.plots import stage

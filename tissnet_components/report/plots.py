@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
 from tissnet_components.report.runs import Run
 from tissnet_components.report.statistics import interval, rank_correlation
 from tissnet_components.results.overview import BACKGROUND, CONTOURS, INK, contoured, literal

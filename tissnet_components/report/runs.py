@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
 from tissnet_components.errors import UserError
 from tissnet_components.files import digest, files_below
 from tissnet_components.report import slug

@@ -11,7 +11,6 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from rich.console import Console
 from rich.table import Table
-
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
 from tissnet_components.metrics import MEANS, SEGMENTATIONS, case_metrics, error_calibration

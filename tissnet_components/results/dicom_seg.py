@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-
 from tissnet_components.errors import BadCase, PackageMissing, UserError
 from tissnet_components.files import write_atomic
 from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom, quietly
@@ -43,11 +42,7 @@ REFERENCE = (
 )
 NEEDED = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 SEXES = {"MALE": "M", "FEMALE": "F", "OTHER": "O", "M": "M", "F": "F", "O": "O", "": ""}
-STORAGE = {
-    "MR": "1.2.840.10008.5.1.4.1.1.4",
-    "CT": "1.2.840.10008.5.1.4.1.1.2",
-    "PT": "1.2.840.10008.5.1.4.1.1.128",
-}
+STORAGE = {"MR": "1.2.840.10008.5.1.4.1.1.4", "CT": "1.2.840.10008.5.1.4.1.1.2", "PT": "1.2.840.10008.5.1.4.1.1.128"}
 
 
 @quietly()

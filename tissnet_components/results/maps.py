@@ -11,13 +11,12 @@ import numpy as np
 from monai.config import DtypeLike, KeysCollection, NdarrayOrTensor
 from monai.data import NibabelWriter
 from monai.transforms import MapTransform, SaveImaged
-from tqdm import tqdm
-
 from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import atomic_write
 from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
 from tissnet_components.results.overview import overview, save_slices
 from tissnet_components.scans.nifti import is_nifti
+from tqdm import tqdm
 
 FILES = {  # what a case may leave in its folder, after its name
     **{name: f"{name}.nii.gz" for name in ("seg", "synthetic", "error", "disagreement")},

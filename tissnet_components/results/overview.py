@@ -15,7 +15,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
 

@@ -13,12 +13,11 @@ import torch
 from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.transforms import SaveImaged
-from tqdm import tqdm
-
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
 from tissnet_components.metrics import dice, predicted_dice
 from tissnet_components.results.maps import case_file
+from tqdm import tqdm
 
 LEAST = ("agreement", "predicted_dice")  # suspicious below their threshold
 MOST = ("mean_error", "mean_disagreement")  # and above

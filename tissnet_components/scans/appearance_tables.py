@@ -1,7 +1,6 @@
 """How contrasts look, fitted by ``python -m benchmarks.contract fit``: see `appearance`."""
 
 import numpy as np
-
 from tissnet_components.scans.appearance import Tables
 
 TABLES = Tables(

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from monai.data import Dataset
 from monai.transforms import Transform, apply_transform
-from tqdm import tqdm
-
 from tissnet_components.errors import BadCase, UserError, in_one_sentence
 from tissnet_components.files import user_path
 from tissnet_components.scans.datalist import FILE_KEYS, as_list, load_datalist
@@ -22,6 +20,7 @@ from tissnet_components.scans.nifti import (
     check_same_grid,
     check_three_axes,
 )
+from tqdm import tqdm
 
 FEW_CASES = 5
 

@@ -8,7 +8,6 @@ from os.path import isdir
 from pathlib import Path
 
 import numpy as np
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.contrast import OTHER, Told, contrast_of, name_of, says_agent, slice_normal, vector
 from tissnet_components.scans.dicom import IMAGE_MODALITIES, Series, find_series

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-
 from tissnet_components.scans.dicom import Series
 
 OTHER = "other"  # known to be none of the contrasts

@@ -19,7 +19,6 @@ from typing import Any
 import itk
 import nibabel as nib
 import numpy as np
-
 from tissnet_components.errors import BadCase, PackageMissing
 from tissnet_components.files import files_below
 from tissnet_components.scans.nifti import check_extent

@@ -10,8 +10,6 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import SpaceKeys
-from tqdm import tqdm
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.choice import with_series
 from tissnet_components.scans.datalist import as_list
@@ -25,6 +23,7 @@ from tissnet_components.scans.nifti import (
     check_three_axes,
     without_ending,
 )
+from tqdm import tqdm
 
 
 class LoadCased(MapTransform):

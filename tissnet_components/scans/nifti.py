@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
-
 from tissnet_components.errors import BadCase
 from tissnet_components.files import files_below
 

@@ -13,7 +13,6 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
-
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.appearance import KNOWN, Features, Tables, likeliest_names, measure, strangeness
 from tissnet_components.scans.appearance_tables import TABLES

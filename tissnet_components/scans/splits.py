@@ -30,10 +30,7 @@ SPLIT_SYNONYMS = {name: section for section, names in SPLIT_NAMES.items() for na
 
 
 def split_cases(
-    names: Sequence[str],
-    seed: int,
-    proportions: Sequence[int] = PAPER_SPLIT,
-    patients: Mapping[str, str] | None = None,
+    names: Sequence[str], seed: int, proportions: Sequence[int] = PAPER_SPLIT, patients: Mapping[str, str] | None = None
 ) -> dict[str, list[str]]:
     """Draw training, validation and test, keeping all time points of a patient together.
 

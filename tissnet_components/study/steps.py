@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
-
 from tissnet_components.files import digest, to_json, write_atomic
+from tqdm import tqdm
 
 STARTED = "=== started "
 FINISHED_EPOCH = re.compile(r"Epoch\[(\d+)\] Complete")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
-
 from tissnet_components.errors import UserError
 from tissnet_components.files import to_json, user_path, write_atomic
 from tissnet_components.report import slug
