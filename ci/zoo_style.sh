@@ -2,7 +2,7 @@
 # The model zoo's format check (its runtests.sh, setup.cfg and pyproject.toml) on the bundles as they are packaged.
 #   ci/zoo_style.sh PYTHON
 set -e
-python="$1"
+python="$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 "$python" -m tissnet_components package --out "$folder/dist" > "$folder/sums.txt"

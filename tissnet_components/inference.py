@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SlidingWindowInferer
+from tissnet_components.cascade import PerceivedCascade
 from tissnet_components.errors import UserError, in_one_sentence
 from tissnet_components.moved import forwarding
 from torch import nn
@@ -33,6 +34,7 @@ class CascadeInferer(Inferer):
             is what `best_precision` says of the device.
         flips: axes, such as ``[[0], [0, 1]]``: the cascade is also run on the inputs flipped along axis 0 (X), and
             along axes 0 and 1, and every map is the mean of all, each flipped back.
+        perceptor: if given, the answer ``fine`` becomes the mean of itself and the perceptor's view of ``synthetic``.
 
     Shapes:
         inputs: (B, C, X, Y, Z).
@@ -43,13 +45,20 @@ class CascadeInferer(Inferer):
             mode, an answer that is not finite.
     """
 
-    def __init__(self, inferer: Inferer, precision: str = "float32", flips: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(
+        self,
+        inferer: Inferer,
+        precision: str = "float32",
+        flips: Sequence[Sequence[int]] = (),
+        perceptor: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if precision not in (*PRECISIONS, "auto"):
             raise UserError(f"unknown precision {precision!r}; known: {[*PRECISIONS, 'auto']}")
         self.inferer = inferer
         self.precision = precision
         self.flips = _checked_flips(flips)
+        self.perceptor = perceptor
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The context that gives the chosen precision on a device."""
@@ -57,7 +66,9 @@ class CascadeInferer(Inferer):
         return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
 
     def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        cascade = getattr(network, "module", network).cascade
+        network = getattr(network, "module", network)
+        seen = network if self.perceptor is None else PerceivedCascade(network, self.perceptor, consensus=True)
+        cascade = seen.cascade
         with self.autocast(inputs.device):
             maps = self.inferer(inputs, cascade, *args, **kwargs)
             if self.flips:
