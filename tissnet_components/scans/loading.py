@@ -1,5 +1,6 @@
 """Load a case for MONAI: every file checked alone and against the others."""
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from os import PathLike
 
@@ -122,7 +123,8 @@ class LoadImageCased(LoadCased):
         loaded = super().__call__({**data, **scans})
         for key in self.key_iterator(loaded):
             # at a NIfTI name, MONAI 1.6's Spacingd takes MONAI Label's string "image_path" for a dict of metadata
-            loaded[key].meta["filename_or_obj"] = without_ending(loaded[key].meta["filename_or_obj"])
+            file = re.sub(r", \w+$", "", loaded[key].meta["filename_or_obj"])  # which names the channel of a 4-D file
+            loaded[key].meta["filename_or_obj"] = without_ending(file)
         return loaded
 
     def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
