@@ -24,7 +24,7 @@ from tissnet_components import weights
 from tissnet_components.errors import user_error
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.scans.dicom import find_series
-from tissnet_components.segment import segment
+from tissnet_components.segment import find_patients, segment
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SOURCES = ("t1", "t1ce", "t2")
@@ -760,6 +760,21 @@ def test_without_pydicom_a_dicom_folder_names_the_cure(vs_bundle, tmp_path, monk
     (tmp_path / "dicom" / "1.dcm").touch()
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert 'pip install -e ".[dicom]"' in refused(vs_bundle, t2=str(tmp_path / "dicom"), out=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("site", ["", "site/"])
+def test_dicom_patients_beside_a_nifti_patient_are_found_at_any_depth(scans, tmp_path, site):
+    image = nib.load(scans["t2"])
+    (tmp_path / f"{site}p3").mkdir(parents=True)
+    nib.save(image, tmp_path / f"{site}p3" / "p3_t2.nii.gz")
+    save_all(slices_of(image), tmp_path / f"{site}p1" / "study")
+    save_all(slices_of(image), tmp_path / f"{site}p3" / "source")  # of the NIfTI file's own patient
+    patients, passed_over = find_patients(tmp_path, ["t2"], tmp_path / "out")
+    assert {patient["case"]: patient["image"] for patient in patients} == {
+        "p3": [str(tmp_path / f"{site}p3" / "p3_t2.nii.gz")],
+        "p1": [str(tmp_path / f"{site}p1")],
+    }
+    assert passed_over == {}
 
 
 def test_a_dicom_seg_of_nifti_files_is_refused_at_once(bundle, scans, cohort, times_loaded):

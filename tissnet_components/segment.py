@@ -1,7 +1,7 @@
 """Segment one patient or many with a bundle, for people who know no MONAI."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -168,13 +168,7 @@ def find_patients(
 def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     named = scans_below(folder, modalities)
     taken = {Path(scan) for case in named for scan in case["image"]}
-    inside = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    others = [
-        child
-        for child in inside
-        if realpath(child) != realpath(out) and not any(child in scan.parents for scan in taken)
-    ]
-    patients = [child for child in others if not named or holds_dicom(child)]
+    patients = list(_dicom_patients(folder, taken, out))
     if not named and not patients:
         wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
         raise UserError(
@@ -186,6 +180,18 @@ def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> tuple[list
     apart = [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
     unnamed = [file for file in nifti_files(folder) if not tells_contrast(file) and not is_result(file)]
     return [*named, *apart], {str(file.relative_to(folder)): reason for file in unnamed}
+
+
+def _dicom_patients(folder: Path, taken: Collection[Path], out: Path) -> Iterator[Path]:
+    """The folders of DICOM patients, at any depth beside those of the scans taken; without any, all folders."""
+    for child in sorted(folder.iterdir()):
+        if not child.is_dir() or child.name.startswith(".") or realpath(child) == realpath(out):
+            continue
+        below = [scan for scan in taken if child in scan.parents]
+        if not below and (not taken or holds_dicom(child)):
+            yield child
+        elif below and not any(scan.parent == child for scan in below):
+            yield from _dicom_patients(child, taken, out)
 
 
 def _tell(cases: Path, patients: list[dict[str, Any]], passed_over: Mapping[str, str]) -> None:
