@@ -18,6 +18,7 @@ from tissnet_components.handlers import (
     AverageWeights,
     LossProgressBar,
     SeedEachEpoch,
+    StatsWithoutTraceback,
     TrainingCheckpoint,
     ValidationPictures,
     losses_of,
@@ -301,3 +302,14 @@ def test_a_picture_goes_to_tensorboard_too(tmp_path, evaluator):
     [(tag, image, epoch)] = images
     assert (tag, epoch) == ("validation", 3)
     assert image.shape == matplotlib.image.imread(tmp_path / "epoch_0003.png").shape
+
+
+def test_what_ends_a_run_is_raised_without_a_traceback_in_the_log(caplog):
+    def stop(engine, batch):
+        raise KeyboardInterrupt
+
+    engine = Engine(stop)
+    StatsWithoutTraceback(iteration_log=False, epoch_log=False, name="stats").attach(engine)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([0])
+    assert "Traceback" not in caplog.text

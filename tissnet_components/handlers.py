@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.engines import Evaluator, Trainer
+from monai.handlers import StatsHandler
 from monai.transforms import Randomizable
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tissnet_components.errors import UserError
@@ -31,6 +32,13 @@ def losses_of(output: list[dict[str, Any]]) -> dict[str, float]:
     """Every loss term of an iteration: the scalars of its (decollated) output."""
     values = {name: value for name, value in output[0].items() if not isinstance(value, dict)}
     return {name: float(value) for name, value in values.items() if torch.as_tensor(value).ndim == 0}
+
+
+class StatsWithoutTraceback(StatsHandler):
+    """MONAI's ``StatsHandler``, which leaves it to the end of the run to report what ended it, Ctrl-C too."""
+
+    def exception_raised(self, _engine: Engine, e: Exception) -> None:
+        raise e
 
 
 class LossProgressBar(ProgressBar):
