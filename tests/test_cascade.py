@@ -72,6 +72,30 @@ def test_unknown_segmentor_inputs_are_refused(inputs):
         TissNet(Constants(), Recorder(), inputs)
 
 
+@pytest.mark.parametrize(
+    ("training", "share", "seen"), [(True, 1, [-1, 0]), (True, 0, [0.25, 0.75]), (False, 1, [0.25, 0.75])]
+)
+def test_in_training_the_segmentor_may_have_to_do_without_maps(training, share, seen):
+    network = TissNet(Constants(), Recorder(), map_dropout=share).train(training)
+    maps = network.cascade(torch.zeros(2, 1, 2, 2, 2))
+    assert network.segmentor.image[:, 1:, 0, 0, 0].tolist() == [seen, seen]
+    assert maps["coarse"].unique().tolist() == [0.75], "Eq. 7 and the losses keep the map"
+
+
+def test_maps_are_withheld_from_some_samples_only():
+    network = TissNet(Constants(), Recorder(), map_dropout=0.5).train()
+    torch.manual_seed(0)
+    network.cascade(torch.zeros(64, 1, 1, 1, 1))
+    synthetic, coarse = network.segmentor.image[:, 1:, 0, 0, 0].unbind(dim=1)
+    assert set(synthetic.tolist()) == {-1, 0.25}
+    assert ((synthetic == -1) == (coarse == 0)).all(), "both, or none"
+
+
+def test_a_share_above_one_is_refused():
+    with pytest.raises(ValueError, match="map_dropout is 30"):
+        TissNet(Constants(), Recorder(), map_dropout=30)
+
+
 def test_forward_computes_fine_alone(network, sample):
     network.segmentor.decoders["error"].forward = pytest.fail
     fine = network.eval()(sample.source)

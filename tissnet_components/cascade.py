@@ -31,13 +31,16 @@ class TissNet(nn.Module):
         segmentor_inputs: what the segmentor sees, among ``source``, ``synthetic`` and ``coarse`` (Tables 2 and 6).
         detach_coarse: the segmentor and Eq. 7 take ``coarse`` as given, so that their losses reach the generator
             through ``synthetic`` alone; docs/why/design.md tells when this is needed.
+        map_dropout: in training, the share of samples of which the segmentor sees the source alone. The generator's
+            maps are better on training patients than on others; a segmentor that must do without them now and then
+            does not come to believe them.
 
     Shapes:
         image: (B, C, X, Y, Z), the source modalities in [-1, 1]; any spatial size.
         returns: (B, 1, X, Y, Z), ``fine`` alone; the segmentor's other branch is not computed.
 
     Raises:
-        ValueError: on an unknown name in ``segmentor_inputs``.
+        ValueError: on an unknown name in ``segmentor_inputs``, or a share outside [0, 1].
         KeyError: in ``forward``, where nothing gives ``fine``; ``cascade`` gives what there is.
     """
 
@@ -47,15 +50,19 @@ class TissNet(nn.Module):
         segmentor: nn.Module | None,
         segmentor_inputs: Sequence[str] = SEGMENTOR_INPUTS,
         detach_coarse: bool = False,
+        map_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         unknown = set(segmentor_inputs) - set(SEGMENTOR_INPUTS)
         if unknown or not segmentor_inputs:
             raise UserError(f"segmentor_inputs are {list(segmentor_inputs)}; choose among {list(SEGMENTOR_INPUTS)}")
+        if not 0 <= map_dropout <= 1:
+            raise UserError(f"map_dropout is {map_dropout}, expected a share from 0 to 1")
         self.generator = generator
         self.segmentor = segmentor
         self.segmentor_inputs = list(segmentor_inputs)
         self.detach_coarse = detach_coarse
+        self.map_dropout = float(map_dropout)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.segment(image, self.generator(image), ["fine"])["fine"]
@@ -67,10 +74,21 @@ class TissNet(nn.Module):
         generated = dict(maps)
         if self.detach_coarse and "coarse" in maps:
             generated["coarse"] = maps["coarse"].detach()
-        maps.update(self.segment(image, generated))
+        maps.update(self.segment(image, self.withhold(generated)))
         if "error" in maps:
             maps["refined"] = refine_with_error(generated["coarse"], maps["error"])
         return maps
+
+    def withhold(self, generated: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """In training, the generator's maps without those of some samples: background, and no tumor, instead."""
+        if not self.training or self.map_dropout == 0:
+            return generated
+        samples = generated["synthetic"]
+        withheld = torch.rand([samples.shape[0], 1, 1, 1, 1], device=samples.device) < self.map_dropout
+        seen: dict[str, torch.Tensor] = {}
+        for name, values in generated.items():
+            seen[name] = values.masked_fill(withheld, -1.0 if name == "synthetic" else 0.0)
+        return seen
 
     def segment(
         self, image: torch.Tensor, generated: dict[str, torch.Tensor], branches: list[str] | None = None
