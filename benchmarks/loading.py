@@ -12,7 +12,7 @@ from benchmarks.scans import write_datalist
 from benchmarks.training import CONFIGS
 
 CASES = 2
-VARIANTS = {"prepared each epoch (reference)": {"train::dataset::cache_rate": 0.0}, "prepared once (package)": {}}
+VARIANTS = {"prepared each epoch (reference)": {"cache_rate": 0.0}, "prepared once (package)": {}}
 
 
 def build(variant: str) -> Callable[[], dict]:

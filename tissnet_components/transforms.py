@@ -1,13 +1,28 @@
 """Transforms that the bundles need and MONAI 1.6 lacks: normalising inside the brain, undoing, choosing maps."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import Dataset
-from monai.transforms import GaussianSmooth, Invertd, MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.transforms import (
+    CastToTyped,
+    Compose,
+    CropForegroundd,
+    FgBgToIndicesd,
+    GaussianSmooth,
+    Invertd,
+    MapTransform,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    Randomizable,
+    RandomizableTransform,
+    SpatialPadd,
+    Transform,
+)
 from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
 from tissnet_components.scans.brain import find_brain
@@ -183,6 +198,48 @@ class RandFieldOfViewd(RandomizableTransform, MapTransform):
     def _rescaled(self, channel: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         low, high = np.percentile(channel[inside].cpu().numpy(), self.percentiles)
         return ((channel - low) / (high - low or 1) * 2 - 1).clamp(-1, 1)
+
+
+def tumor_donors(
+    data: Sequence[Mapping[str, Any]],
+    prepared: Sequence[Transform],
+    patch_size: Sequence[int],
+    dataset: Callable[..., Dataset],
+) -> Dataset:
+    """Patches around the tumors of training cases, flipped and scaled anew at each draw, for ``RandPasteTumord``.
+
+    Args:
+        data: the cases, with ``image``, ``target`` and ``label``.
+        prepared: what makes volumes of a case, background -1.
+        patch_size: of a patch, voxels.
+        dataset: builds a dataset from ``data`` and ``transform``; one that caches keeps half-precision volumes.
+
+    Shapes:
+        each item: a list of one dict with ``image`` (C, *patch_size), ``target`` and ``label`` (1, *patch_size).
+    """
+    images, volumes = ("image", "target"), ("image", "target", "label")
+    indices = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
+    size = [side * 3 // 2 for side in patch_size]
+    halves = [torch.float16, torch.float16, torch.uint8, torch.int32, torch.int32]
+    donor = [
+        CropForegroundd(volumes, "label", margin=[side // 2 for side in size], allow_smaller=True),
+        SpatialPadd(images, size, value=-1),
+        SpatialPadd("label", size),
+        FgBgToIndicesd("label"),
+        CastToTyped([*volumes, *indices.values()], halves),
+        RandCropByPosNegLabeld(volumes, "label", size, pos=1, neg=0, **indices),
+        CastToTyped(volumes, torch.float32),
+        *(RandFlipd(volumes, 0.5, axis) for axis in range(3)),
+        RandAffined(
+            volumes,
+            patch_size,
+            prob=1,
+            scale_range=[(-0.17, 0.43)] * 3,
+            mode=["bilinear", "bilinear", "nearest"],
+            padding_mode="border",
+        ),
+    ]
+    return dataset(data=data, transform=Compose([*prepared, *donor]))
 
 
 class RandPasteTumord(RandomizableTransform, MapTransform):
