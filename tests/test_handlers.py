@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tissnet_components.handlers import (
     AverageWeights,
     LossProgressBar,
+    SamplesSeen,
     SeedEachEpoch,
     StatsWithoutTraceback,
     TrainingCheckpoint,
@@ -91,6 +92,24 @@ def test_the_progress_bar_shows_every_loss_term(capsys):
     shown = capsys.readouterr().err
     assert "fine=0.25" in shown
     assert "loss=2.5" in shown
+
+
+def test_the_log_counts_each_epochs_samples_by_loss_term(caplog):
+    caplog.set_level("INFO")
+    seen = iter([{"fine": 2, "tumor_l1": 0}, {"fine": 1, "tumor_l1": 0}, {}, {"fine": 2, "tumor_l1": 2}])
+
+    def update(engine: Engine, batch: torch.Tensor) -> dict:
+        engine.state.samples = next(seen)
+        return {}
+
+    trainer = Trainer("cpu", 2, BATCHES[:2], iteration_update=update, decollate=False)
+    SamplesSeen().attach(trainer)
+    trainer.run()
+    said = [record.message for record in caplog.records if record.name == "tissnet_components.handlers"]
+    assert said == [
+        "epoch 1, samples that each loss term saw: 3: fine; 0: tumor_l1",
+        "epoch 2, samples that each loss term saw: 2: fine, tumor_l1",
+    ]
 
 
 def test_the_best_network_is_the_one_of_the_highest_metric(tmp_path):

@@ -59,7 +59,7 @@ def test_a_bad_label_does_not_matter_where_no_label_is_needed(cases):
 def test_a_case_without_a_needed_entry_says_so(cases):
     del cases[2]["label"], cases[2]["target"]
     found = failures(read(cases, "image", "target", "label"))
-    assert found == {"carl": "case carl has no label, target; add it to the datalist or leave the case out"}
+    assert found == {"carl": "case carl has no target, label; add it to the datalist or leave the case out"}
 
 
 def test_every_file_of_a_case_is_read_once(cases, monkeypatch):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tissnet_components.losses import (
@@ -352,6 +354,41 @@ def test_each_term_reaches_only_its_own_branches(
     assert branches_with_gradients(network.generator) == generator
     assert branches_with_gradients(network.segmentor) == segmentor
     assert all(parameter.grad is None for parameter in perceptor.parameters())
+
+
+LEARNT_WITHOUT = {  # what a patient lacks -> the terms that learn from that patient all the same
+    "target": set(TERMS) - {"global_l1", "tumor_l1"},
+    "label": {"global_l1", "global_adversarial", "consistency"},
+}
+
+
+@pytest.mark.parametrize("lacks", LEARNT_WITHOUT)
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_learns_from_the_patients_who_have_what_it_needs(sample, perceptor, discriminators, lacks, term):
+    """The first patient has everything; what the second lacks is NaN, so that nobody can use it unnoticed."""
+    filler = getattr(sample, lacks).clone()
+    filler[1] = float("nan")
+    batch = replace(sample, **{lacks: filler, f"has_{lacks}": torch.tensor([True, False])})
+    maps = {name: torch.rand_like(sample.label).requires_grad_() for name in toy_maps()}
+    loss = TissNetLoss({term: 1}, perceptor=perceptor, discriminators=discriminators)
+    loss(maps, batch)["loss"].backward()
+    gradients = [value.grad for value in maps.values() if value.grad is not None]
+    reached = [any(gradient[patient].any() for gradient in gradients) for patient in (0, 1)]
+    assert reached == [True, term in LEARNT_WITHOUT[lacks]]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert loss.counts(batch) == {term: sum(reached)}
+
+
+@pytest.mark.parametrize(("lacks", "learn"), [("target", set()), ("label", {"global"})])
+def test_each_discriminator_learns_from_the_patients_who_have_what_it_needs(sample, discriminators, lacks, learn):
+    batch = replace(sample, **{f"has_{lacks}": torch.tensor([False, False])})
+    loss = DiscriminatorLoss(discriminators, {"global_adversarial": 1, "tumor_adversarial": 1})
+    assert set(loss(toy_maps_of(sample), batch)) == {f"{name}_discriminator" for name in learn}
+    assert loss.counts(batch) == {f"{name}_discriminator": 2 * (name in learn) for name in discriminators}
+
+
+def toy_maps_of(sample):
+    return {"synthetic": torch.zeros_like(sample.target)}
 
 
 @pytest.mark.parametrize("term", ["fine", "error", "consistency"])

@@ -150,6 +150,17 @@ def test_a_discriminator_of_weight_zero_is_not_trained(network, perceptor, discr
     assert f"{name}_discriminator" not in output[0]
 
 
+def test_an_iteration_tells_how_many_samples_each_term_saw(update, batch):
+    counts = {}
+    trainer = Trainer(
+        torch.device("cpu"), 1, [batch | {"has_target": torch.tensor([True, False])}], iteration_update=update
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: counts.update(engine.state.samples))
+    trainer.run()
+    needs_target = {"global_l1", "tumor_l1", "global_discriminator", "tumor_discriminator"}
+    assert counts == {term: 1 if term in needs_target else 2 for term in {*TERMS, *needs_target}}
+
+
 def test_patches_without_tumor_rest_the_tumor_discriminator(update, batch):
     before = snapshot(update.discriminators.module["tumor"])
     (output,) = train(update, batch | {"label": torch.zeros_like(batch["label"])})

@@ -19,6 +19,7 @@ from tissnet_components.transforms import (
     RandFieldOfViewd,
     RandPasteTumord,
     match_brightness,
+    tumor_or_everything,
 )
 
 SHAPE = (4, 5, 6)
@@ -66,9 +67,31 @@ def test_a_scaled_file_gives_its_real_values(case, tmp_path):
     )
 
 
-def test_keys_that_may_be_missing_are_passed_over(case):
-    del case["label"]
-    assert "label" not in LoadCased(["image", "label"], allow_missing_keys=True)(case)
+@pytest.mark.parametrize("lacking", [{"target"}, {"label"}, {"image"}, {"target", "label"}, set()], ids=str)
+def test_what_a_case_lacks_becomes_zeros_on_its_grid_and_is_marked(case, lacking):
+    given = {key: value for key, value in case.items() if key not in lacking}
+    loaded = LoadCased(["image", "target", "label"], fill_missing=True)(given)
+    for key in ("image", "target", "label"):
+        assert loaded[f"has_{key}"] == (key not in lacking)
+        assert loaded[key].any() == (key not in lacking)
+        assert loaded[key].shape[1:] == SHAPE
+        np.testing.assert_allclose(loaded[key].affine, OBLIQUE, rtol=1e-6)
+
+
+def test_a_case_with_nothing_to_load_is_refused_all_the_same():
+    with pytest.raises(BadCase, match="case p has no image, target"):
+        LoadCased(["image", "target"], fill_missing=True)({"case": "p"})
+
+
+def test_the_map_of_a_missing_contrast_becomes_background():
+    assert (NormalizeBrain()(torch.zeros(1, 8, 8, 4)) == -1).all()
+
+
+def test_a_training_box_is_drawn_around_the_tumor_or_else_around_everything():
+    label = torch.zeros(1, 4, 4, 2)
+    assert tumor_or_everything(label).all()
+    label[0, 1, 2, 0] = 1
+    assert tumor_or_everything(label).nonzero().tolist() == [[0, 1, 2, 0]]
 
 
 def test_a_case_without_a_needed_key_is_named(case):

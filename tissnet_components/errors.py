@@ -4,6 +4,7 @@ import errno
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +97,7 @@ def explain_errors() -> None:
     MONAI wraps what a component raises into a chain of ``RuntimeError``; the bundles call this first.
     """
     sys.excepthook = _explain
+    warnings.filterwarnings("ignore", "Divide by zero", module="monai")  # scaling the map of what a patient lacks
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

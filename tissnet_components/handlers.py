@@ -3,6 +3,7 @@
 import io
 import logging
 import random
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,28 @@ class LossProgressBar(ProgressBar):
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine, output_transform=losses_of)
+
+
+class SamplesSeen:
+    """Logs after every epoch how many samples each loss term was computed on: patients may lack what a term needs."""
+
+    def attach(self, engine: Trainer) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def forget(self, _engine: Trainer) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, engine: Trainer) -> None:
+        self.counts.update(engine.state.samples)
+
+    def __call__(self, engine: Trainer) -> None:
+        terms = defaultdict(list)
+        for term, count in self.counts.items():
+            terms[count].append(term)
+        seen = "; ".join(f"{count}: {', '.join(terms[count])}" for count in sorted(terms, reverse=True))
+        logger.info(f"epoch {engine.state.epoch}, samples that each loss term saw: {seen or 'none'}")
 
 
 class LearningRates:

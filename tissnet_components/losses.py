@@ -340,6 +340,10 @@ class DiscriminatorLoss(nn.Module):
                 losses[f"{name}_discriminator"] = weight * self.tell_apart(*seen)
         return losses
 
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How many samples, of all processes, each discriminator learns from."""
+        return {f"{name}_discriminator": batch.count(self.NEEDS[name]) for name in self.names}
+
     def pairs(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], Sequence[torch.Tensor]]]:
         """What each discriminator sees: the condition, the real image, the synthetic one."""
         images = batch.source, batch.target, maps["synthetic"]

@@ -79,7 +79,8 @@ class AdversarialUpdate:
         FloatingPointError: from an iteration, names the cases: it was to stop, or ten batches in a row were skipped.
 
     The output, one dict per iteration: ``image``, ``label``, ``target``, every loss term, ``loss``, and every map in
-    ``pred``, since a map and its loss term share their name. A skipped batch has no losses.
+    ``pred``, since a map and its loss term share their name. A skipped batch has no losses. ``engine.state.samples``
+    tells how many samples each term was computed on.
     """
 
     def __init__(
@@ -116,6 +117,8 @@ class AdversarialUpdate:
             losses = {}
             for buffer, value in statistics:
                 buffer.copy_(value)
+        counts = [player.loss.counts(batch) for player in self.players] if losses else []
+        engine.state.samples = {term: count for part in counts for term, count in part.items()}
         maps, losses = ({name: value.detach() for name, value in values.items()} for values in (maps, losses))
         losses = mean_over_processes(losses)
         seen = {"image": batch.source, "target": batch.target, "label": batch.label}

@@ -26,12 +26,14 @@ from monai.transforms import (
 from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
 from tissnet_components.scans.brain import find_brain
+from tissnet_components.scans.datalist import cases_with
 
 
 class NormalizeBrain(Transform):
     """Clip each channel to percentiles of its brain and scale to [-1, 1]; the background becomes -1.
 
     The background is 0 in a prepared scan; any other constant, noise and ringing are taken for it too (`find_brain`).
+    A channel that is empty, since the patient lacks this contrast, becomes background.
 
     Shapes:
         image: (C, X, Y, Z), skull-stripped.
@@ -46,7 +48,7 @@ class NormalizeBrain(Transform):
 
     def _normalize(self, channel: torch.Tensor) -> torch.Tensor:
         brain = torch.from_numpy(find_brain(channel.cpu().numpy())).to(channel.device)
-        low, high = np.percentile(channel[brain].cpu().numpy(), [self.lower, self.upper])
+        low, high = np.percentile(channel[brain].cpu().numpy(), [self.lower, self.upper]) if brain.any() else (0, 0)
         scaled = (channel.clamp(low, high) - low) / (high - low or 1) * 2 - 1
         return torch.where(brain, scaled, torch.full_like(scaled, -1.0))
 
@@ -80,6 +82,15 @@ class AbsoluteDifferenced(MapTransform):
         if any(key not in data for key in self.keys):
             return dict(data)
         return {**data, self.output_key: (data[self.keys[0]] - data[self.keys[1]]).abs()}
+
+
+def tumor_or_everything(label: torch.Tensor) -> torch.Tensor:
+    """The tumor; where there is none, or no label, every voxel: what a training box is drawn around.
+
+    Shapes:
+        label, returns: (1, X, Y, Z); returns booleans.
+    """
+    return label > 0 if label.any() else torch.ones_like(label, dtype=torch.bool)
 
 
 class RandEachChanneld(Randomizable, MapTransform):
@@ -209,7 +220,7 @@ def tumor_donors(
     """Patches around the tumors of training cases, flipped and scaled anew at each draw, for ``RandPasteTumord``.
 
     Args:
-        data: the cases, with ``image``, ``target`` and ``label``.
+        data: the cases; those with ``image``, ``target`` and ``label`` are donors.
         prepared: what makes volumes of a case, background -1.
         patch_size: of a patch, voxels.
         dataset: builds a dataset from ``data`` and ``transform``; one that caches keeps half-precision volumes.
@@ -239,7 +250,8 @@ def tumor_donors(
             padding_mode="border",
         ),
     ]
-    return dataset(data=data, transform=Compose([*prepared, *donor]))
+    complete = cases_with(data, volumes, "the cases whose tumors are pasted")
+    return dataset(data=complete, transform=Compose([*prepared, *donor]))
 
 
 class RandPasteTumord(RandomizableTransform, MapTransform):

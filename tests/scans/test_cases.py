@@ -292,14 +292,15 @@ def test_relative_paths_start_at_the_datalist(tmp_path, monkeypatch):
         pytest.param({"test": [entry("p")]}, "no section 'training'; it has {'test': 1}", id="section missing"),
         pytest.param({"training": []}, "an empty section 'training'", id="section empty"),
         pytest.param({"training": {"case": "p"}}, "is no list of cases", id="section not a list"),
-        pytest.param({"training": [{"case": "p"}]}, "expected at least 'case' and 'image'", id="no image"),
+        pytest.param({"training": [{"case": "p"}]}, "expected at least 'case', and 'image' or", id="no image"),
+        pytest.param({"training": [{"case": "p", "label": "p.nii"}]}, "'image' or 'target'", id="label alone"),
         pytest.param({"training": [entry("../p")]}, "names a case '../p', which cannot be a folder", id="outside"),
         pytest.param({"training": [entry("a\nb")]}, r"names a case 'a\\nb'", id="two lines"),
         pytest.param({"training": [entry("p" * 201)]}, "names a case 'ppp", id="too long a name"),
         pytest.param({"training": [entry(7)]}, "names a case '7'", id="a number for a name"),
         pytest.param({"training": [entry("p") | {"target": 5}]}, "expected names of files", id="a number for a file"),
         pytest.param({"training": [entry("p")], "sources": [{}]}, "expected a list of names", id="sources no names"),
-        pytest.param({"training": ["p.nii"]}, "expected at least 'case' and 'image'", id="entry not a case"),
+        pytest.param({"training": ["p.nii"]}, "expected at least 'case', and 'image' or", id="entry not a case"),
         pytest.param({"training": [entry("p"), entry("p")]}, "the case p more than once", id="case twice"),
         pytest.param(
             {"training": [entry("p")], "test": [entry("p")]},
@@ -335,6 +336,41 @@ def test_a_file_that_is_no_datalist_is_refused(tmp_path, text, sentence):
         path.write_text(text)
     with pytest.raises(ValueError, match=sentence):
         load_datalist(path, "training")
+
+
+PARTIAL = [
+    entry("a") | {"label": "a/seg.nii"},
+    entry("b"),
+    {"case": "c", "image": ["c/t1.nii", "c/t2.nii"], "label": "c/seg.nii"},
+    {"case": "d", "target": "d/flair.nii", "label": "d/seg.nii"},
+]
+
+
+@pytest.mark.parametrize(
+    ("needs", "kept", "said"),
+    [
+        ([], "abcd", ""),
+        (["image"], "abc", "1 of 4 cases lack one of image: d"),
+        (["target", "label"], "ad", "2 of 4 cases lack one of target, label: b, c"),
+        (["image", "target", "label"], "a", "3 of 4 cases lack one of image, target, label: b, c, d"),
+    ],
+    ids=str,
+)
+def test_patients_who_lack_what_is_needed_are_left_out_and_named(tmp_path, caplog, needs, kept, said):
+    caplog.set_level("INFO")
+    path = write_datalist(tmp_path, training=PARTIAL, sources=["t1", "t2"])
+    cases = load_datalist(path, "training", ["t2"], needs)
+    assert "".join(case["case"] for case in cases) == kept
+    assert [case["image"] for case in cases if "image" in case] == [
+        [str(tmp_path / name / "t2.nii")] for name in kept if name != "d"
+    ]
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_section_where_nobody_has_what_is_needed_is_refused(tmp_path):
+    path = write_datalist(tmp_path, validation=PARTIAL[1:])
+    with pytest.raises(ValueError, match=r"no case in section 'validation' of .* has all of image, target, label; add"):
+        load_datalist(path, "validation", needs=["image", "target", "label"])
 
 
 def test_a_real_patient_with_outlier_voxels_passes(real_gliomas):

@@ -7,7 +7,7 @@ contrast; the translated image is translated back (cycle) and segmented (shape).
 The original has one channel and no pairs: any contrast into any other. Here the image holds the C source contrasts,
 contrast C is the target, and the way is source -> target -> one source contrast chosen at random; a translated image
 takes the place of the C channels by repetition. With one source contrast both are the same. Segmentation losses are
-this package's Dice instead of cross-entropy.
+this package's Dice instead of cross-entropy. Training takes complete patients alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -201,3 +201,7 @@ class ContrastCriticLoss(nn.Module):
             "real_contrast": F.cross_entropy(named, contrast),
         }
         return {name: self.weights[name] * value for name, value in terms.items()}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How many samples, of all processes, each term is computed on."""
+        return dict.fromkeys(self.weights, batch.count(()))

@@ -11,7 +11,7 @@ from monai.data import Dataset
 from monai.transforms import Transform, apply_transform
 from tissnet_components.errors import BadCase, UserError, in_one_sentence
 from tissnet_components.files import user_path
-from tissnet_components.scans.datalist import FILE_KEYS, as_list, load_datalist
+from tissnet_components.scans.datalist import FILE_KEYS, as_list, lacking, load_datalist, refuse_lacking
 from tissnet_components.scans.naming import check_case_name, doubled_file, find_candidates
 from tissnet_components.scans.nifti import (
     check_intensities,
@@ -31,7 +31,7 @@ class CaseDataset(Dataset):
     Args:
         data: datalist entries.
         transform: reads and prepares one.
-        keys: what is handed on of an entry besides ``case``; inference needs ``image`` alone.
+        keys: what an entry must have and is handed on besides ``case``; inference needs ``image`` alone.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class CaseDataset(Dataset):
         try:
             if "unusable" in entry:
                 raise BadCase(entry["unusable"])
+            refuse_lacking(entry, lacking(entry, self.keys))
             return apply_transform(self.transform, {key: entry[key] for key in self.keys if key in entry})
         except Exception as error:  # whatever it is, the other cases go on
             return {"case": entry["case"], "failed": in_one_sentence(error)}

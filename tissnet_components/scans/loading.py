@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import SpaceKeys
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.choice import with_series
-from tissnet_components.scans.datalist import as_list
+from tissnet_components.scans.datalist import as_list, lacking, refuse_lacking
 from tissnet_components.scans.dicom import Series, read_series
 from tissnet_components.scans.naming import find_siblings
 from tissnet_components.scans.nifti import (
@@ -35,30 +35,27 @@ class LoadCased(MapTransform):
     Args:
         keys: such as ``image`` (a list of files, the modalities in order), ``target``, ``label``.
         label_keys: those among the keys that hold label maps.
-        allow_missing_keys: load what is there.
+        fill_missing: a key that the case lacks gets a map of zeros, and every key says by ``has_KEY`` whether it is
+            real; otherwise such a case is refused.
 
     Shapes:
-        returns: key -> (C, X, Y, Z) float32 ``MetaTensor`` on the files' grid.
+        returns: key -> (C, X, Y, Z) float32 ``MetaTensor`` on the files' grid; zeros have one channel.
 
     Raises:
         BadCase: a missing, damaged, constant or non-finite file, an unknown label value, or files on differing grids.
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        label_keys: KeysCollection = ("label", "original_label"),
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, label_keys: KeysCollection = ("label", "original_label"), fill_missing: bool = False
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys, allow_missing_keys=fill_missing)
+        self.fill_missing = fill_missing
         self.label_keys = (label_keys,) if isinstance(label_keys, str) else tuple(label_keys)
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
-        absent = sorted(set(self.keys) - set(data))
-        if absent and not self.allow_missing_keys:
-            raise BadCase(
-                f"case {data.get('case', '?')} has no {', '.join(absent)}; add it to the datalist or leave the case out"
-            )
+        absent = lacking(data, self.keys)
+        if not self.fill_missing or len(absent) == len(self.keys):
+            refuse_lacking(data, absent)
         loaded, grids = dict(data), {}
         for key in self.key_iterator(loaded):
             volumes = self.read(data[key], check_label if key in self.label_keys else check_intensities)
@@ -66,7 +63,14 @@ class LoadCased(MapTransform):
             check_same_grid(grids)
             loaded[key] = self._stack([volume for _, volume in volumes], volumes[0][0], data.get("case", ""))
             loaded[key].meta |= _of_dicom(as_list(data[key]))
-        return loaded
+        return loaded | (self._fillers(loaded) if self.fill_missing else {})
+
+    def _fillers(self, loaded: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        """Zeros for what is missing, on the grid of what is there, and what is real."""
+        like = next(loaded[key] for key in self.key_iterator(loaded))
+        zeros = MetaTensor(torch.zeros_like(like.as_tensor()[:1]), meta=like.meta)
+        missing = {key: zeros.clone() for key in self.keys if key not in loaded}
+        return missing | {f"has_{key}": key in loaded for key in self.keys}
 
     def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         """The checked volumes of one key, each with its file, in their order."""
