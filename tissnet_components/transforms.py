@@ -250,7 +250,7 @@ def tumor_donors(
             padding_mode="border",
         ),
     ]
-    complete = cases_with(data, volumes, "the cases whose tumors are pasted")
+    complete = cases_with(data, volumes, "the donors for --tumor_paste")
     return dataset(data=complete, transform=Compose([*prepared, *donor]))
 
 

@@ -11,11 +11,15 @@ def patients(datalist, section):
     return [case["case"] for case in json.loads(Path(datalist).read_text())[section]]
 
 
+def entry(name):
+    return {"case": name, "image": f"{name}.nii", "target": f"{name}_flair.nii", "label": f"{name}_seg.nii"}
+
+
 @pytest.fixture
 def twelve(tmp_path):
     """Twelve patients in three sections; the first has two time points."""
     names = [f"BraTS-GLI-{number:05}-000" for number in range(12)] + ["BraTS-GLI-00000-001"]
-    cases = [{"case": name, "image": f"{name}.nii"} for name in names]
+    cases = [entry(name) for name in names]
     sections = {"training": cases[:8], "validation": cases[8:10], "test": cases[10:]}
     path = tmp_path / "datalist.json"
     path.write_text(json.dumps({"sources": ["t2"], "simulated": True, **sections}))
@@ -36,6 +40,20 @@ def test_no_patient_stands_in_two_sections_and_time_points_stay_together(twelve,
         assert len(set.union(*groups)) == 12
 
 
+@pytest.mark.parametrize(("groups", "missed"), [("", 0), ("TCIA..", 1)], ids=["patients", "hospitals"])
+def test_partial_patients_train_and_never_beside_a_test_of_their_own_hospital(tmp_path, groups, missed):
+    path = hospitals(tmp_path, "TCIA01_1", "TCIA01_2", "TCIA02_1", "TCIA02_2", "TCIA02_partial")
+    content = json.loads(path.read_text())
+    del content["training"][-1]["label"]
+    path.write_text(json.dumps(content))
+    files = write_folds(path, tmp_path / "folds", 2, groups=groups).values()
+    assert sorted(name for file in files for name in patients(file, "test")) == [
+        "TCIA01_1", "TCIA01_2", "TCIA02_1", "TCIA02_2"
+    ]  # fmt: skip
+    assert not any("TCIA02_partial" in patients(file, "validation") for file in files)
+    assert sum("TCIA02_partial" not in patients(file, "training") for file in files) == missed
+
+
 def test_the_seed_decides_the_folds_and_their_files_point_to_the_scans(twelve, tmp_path):
     first, again, other = (
         write_folds(twelve, tmp_path / name, 4, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -49,7 +67,7 @@ def test_the_seed_decides_the_folds_and_their_files_point_to_the_scans(twelve, t
 
 def hospitals(tmp_path, *names):
     path = tmp_path / "datalist.json"
-    path.write_text(json.dumps({"training": [{"case": name, "image": f"{name}.nii"} for name in names]}))
+    path.write_text(json.dumps({"training": [entry(name) for name in names]}))
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tissnet_components.errors import UserError
 from tissnet_components.files import to_json, write_atomic
-from tissnet_components.scans.datalist import SECTIONS, patients_in, read_datalist
+from tissnet_components.scans.datalist import SECTIONS, lacking, patients_in, read_datalist
 
 
 def fold_datalists(content: Mapping) -> dict[str, str]:
@@ -30,6 +30,7 @@ def write_folds(
 
     The patients of all sections are shuffled by the seed and dealt to the folds; in each fold the validation patients
     are drawn by the seed from those that it does not test, and the others train. A patient's time points stay together.
+    Cases without image, target or label only train.
 
     Args:
         datalist: any datalist; its sections are not kept.
@@ -50,9 +51,11 @@ def write_folds(
     cases = [case for entries in read_datalist(datalist)[0].values() for case in entries]
     content = json.loads(datalist.read_text(encoding="utf-8"))
     patient_of = patients_in(cases)
-    patients = sorted(set(patient_of.values()))
+    complete = {case["case"] for case in cases if not lacking(case)}
+    patients = sorted({patient_of[name] for name in complete})
+    group_of = {name: _group_of(name, groups) if groups else name for name in patient_of.values()}
     random.Random(seed).shuffle(patients)
-    dealt = _dealt(patients, folds, groups)
+    dealt = _dealt(patients, folds, group_of)
     if folds < 2 or validation < 1 or not all(dealt) or len(patients) - max(map(len, dealt)) <= validation:
         found = f"{len(patients)} patients" + (f" in groups of one {groups!r}" if groups else "")
         raise UserError(f"{found} in {datalist} cannot give {folds} folds with {validation} for validation each")
@@ -61,20 +64,23 @@ def write_folds(
         validated = random.Random(f"{seed} {fold}").sample(
             [name for name in patients if name not in tested], validation
         )
-        section_of = dict.fromkeys(tested, "test") | dict.fromkeys(validated, "validation")
+        of_group = dict.fromkeys((group_of[name] for name in tested), "test")
+        section_of = {patient: of_group.get(group, "training") for patient, group in group_of.items()}
+        section_of |= dict.fromkeys(validated, "validation")
+        usable = {"training": {case["case"] for case in cases}, "validation": complete, "test": complete}
         chosen = {
-            section: [case for case in cases if section_of.get(patient_of[case["case"]], "training") == section]
+            section: [c for c in cases if section_of[patient_of[c["case"]]] == section and c["case"] in usable[section]]
             for section in SECTIONS
         }
         files[f"fold_{fold + 1}"] = _write_unchanged(folder / f"fold_{fold + 1}.json", content | chosen)
     return files
 
 
-def _dealt(patients: Sequence[str], folds: int, groups: str) -> list[list[str]]:
+def _dealt(patients: Sequence[str], folds: int, group_of: Mapping[str, str]) -> list[list[str]]:
     """The patients that each fold tests."""
     members: dict[str, list[str]] = defaultdict(list)
     for name in patients:
-        members[_group_of(name, groups) if groups else name].append(name)
+        members[group_of[name]].append(name)
     dealt: list[list[str]] = [[] for _ in range(folds)]
     for group in sorted(members.values(), key=len, reverse=True) if folds > 0 else ():
         min(dealt, key=len).extend(group)
