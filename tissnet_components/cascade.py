@@ -15,8 +15,8 @@ def refine_with_error(coarse: torch.Tensor, error: torch.Tensor) -> torch.Tensor
     """Flip the coarse segmentation where it is believed wrong (Eq. 7): (1 - y_c) y_e + y_c (1 - y_e).
 
     Shapes:
-        coarse, error: (B, 1, X, Y, Z) probabilities; gradients flow to both.
-        returns: (B, 1, X, Y, Z) foreground probability.
+        coarse, error: (B, R, X, Y, Z) probabilities of R regions; gradients flow to both.
+        returns: the same, foreground probability.
     """
     return (1 - coarse) * error + coarse * (1 - error)
 
@@ -65,12 +65,12 @@ class TissNet(nn.Module):
         self.map_dropout = float(map_dropout)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.segment(image, self.generator(image), ["fine"])["fine"]
+        return self.segment(image, self.generate(image), ["fine"])["fine"]
 
     @torch.jit.export
     def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every map: ``synthetic``, ``coarse``, ``fine``, ``error`` and ``refined`` (Eq. 7)."""
-        maps = self.generator(image)
+        maps = self.generate(image)
         generated = dict(maps)
         if self.detach_coarse and "coarse" in maps:
             generated["coarse"] = maps["coarse"].detach()
@@ -80,15 +80,24 @@ class TissNet(nn.Module):
         return maps
 
     def withhold(self, generated: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """In training, the generator's maps without those of some samples: background, and no tumor, instead."""
+        """In training, the generator's maps without those of some samples: background, and no tumor, instead.
+
+        Of a set that real contrasts complete, these stay.
+        """
         if not self.training or self.map_dropout == 0:
             return generated
-        samples = generated["synthetic"]
-        withheld = torch.rand([samples.shape[0], 1, 1, 1, 1], device=samples.device) < self.map_dropout
-        seen: dict[str, torch.Tensor] = {}
-        for name, values in generated.items():
-            seen[name] = values.masked_fill(withheld, -1.0 if name == "synthetic" else 0.0)
+        synthetic = generated["synthetic"]
+        withheld = torch.rand([synthetic.shape[0], 1, 1, 1, 1], device=synthetic.device) < self.map_dropout
+        seen = dict(generated)
+        real = generated["source"] if "source" in generated else torch.full_like(synthetic, -1.0)
+        seen["synthetic"] = torch.where(withheld, real, synthetic)
+        if "coarse" in generated:
+            seen["coarse"] = generated["coarse"].masked_fill(withheld, 0.0)
         return seen
+
+    def generate(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The generator's maps; named so that a subclass may choose what it sees."""
+        return self.generator(image)
 
     def segment(
         self, image: torch.Tensor, generated: dict[str, torch.Tensor], branches: list[str] | None = None

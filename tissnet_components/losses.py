@@ -12,6 +12,7 @@ from tissnet_components.cascade import Frozen
 from tissnet_components.distributed import all_samples
 from tissnet_components.errors import UserError
 from tissnet_components.patchgan import discriminate
+from tissnet_components.subsets import is_present
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,13 +29,15 @@ class Batch:
     Args:
         has_target, has_label: what each sample has; by default everything.
         everyone: ``samples`` of all processes, see `of_all_processes`.
+        absent: where any contrast may be missing, those that were synthesised and are known, see `of_subset`.
 
     Shapes:
         source: (B, C, X, Y, Z), the available modalities.
-        target: (B, 1, X, Y, Z), the real missing modality.
-        label: (B, 1, X, Y, Z), the tumor mask, {0, 1}.
+        target: (B, 1, X, Y, Z), the real missing modality; of any subset, (B, C, X, Y, Z), all contrasts.
+        label: (B, R, X, Y, Z), the mask of each region, {0, 1}; one region is the paper's case.
         has_target, has_label: (B,) booleans.
         everyone: (B of all processes, 3) booleans.
+        absent: (B, C) booleans.
     """
 
     source: torch.Tensor
@@ -43,6 +46,7 @@ class Batch:
     has_target: torch.Tensor | None = None
     has_label: torch.Tensor | None = None
     everyone: torch.Tensor | None = None
+    absent: torch.Tensor | None = None
 
     @cached_property
     def samples(self) -> torch.Tensor:
@@ -55,13 +59,25 @@ class Batch:
         """The same samples, knowing what those of the other processes have: a collective."""
         return replace(self, everyone=idist.all_gather(self.samples).cpu())
 
+    def of_subset(self, maps: Maps) -> "Batch":
+        """The same samples as the losses see them where the network saw a subset of the contrasts, the map ``source``.
+
+        x_s is that subset, x_t' the completed set, and x_t holds the real contrasts in place of the absent ones. One
+        that the patient lacks is held against nothing.
+        """
+        absent = is_present(self.target) & ~is_present(maps["source"])
+        target = torch.where(absent, self.target, maps["synthetic"].detach())
+        absent = absent[..., 0, 0, 0]
+        return replace(self, source=maps["source"], target=target, has_target=absent.any(1), absent=absent)
+
     def having(self, needs: Needs, maps: Maps) -> tuple[Maps, "Batch"]:
         """The samples that have all of ``PARTS`` named, and their maps."""
         kept = _have(self.samples, needs)
         if kept.all():
             return maps, self
         own = kept.to(self.label.device)
-        chosen = Batch(self.source[own], self.target[own], self.label[own])
+        absent = None if self.absent is None else self.absent[own]
+        chosen = Batch(self.source[own], self.target[own], self.label[own], absent=absent)
         return {name: value[own] for name, value in maps.items()}, chosen
 
     def count(self, needs: Needs) -> int:
@@ -80,12 +96,14 @@ def _have(samples: torch.Tensor, needs: Needs) -> torch.Tensor:
 def tumor_box(label: torch.Tensor, margin: int = 0) -> torch.Tensor:
     """M: 1 inside each sample's bounding box of the tumor, enlarged by ``margin`` voxels; all 0 without tumor.
 
+    Of several regions it is the box of all, the whole tumor's.
+
     Shapes:
-        label: (B, 1, X, Y, Z) in {0, 1}.
+        label: (B, R, X, Y, Z) in {0, 1}.
         returns: (B, 1, X, Y, Z) of the same dtype.
     """
-    box = torch.zeros_like(label)
-    for sample, mask in enumerate(label[:, 0]):
+    box = torch.zeros_like(label[:, :1])
+    for sample, mask in enumerate(label.amax(1)):
         voxels = mask.nonzero()
         if len(voxels):
             low, high = (voxels.amin(0) - margin).clamp(min=0), voxels.amax(0) + margin + 1
@@ -97,7 +115,7 @@ def coarse_mistakes(coarse: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """y != y_c: 1 where ``coarse``, thresholded at 0.5, differs from ``label``; no gradient.
 
     Shapes:
-        coarse, label, returns: (B, 1, X, Y, Z).
+        coarse, label, returns: (B, R, X, Y, Z).
     """
     return ((coarse.detach() > 0.5) != (label > 0.5)).to(coarse.dtype)
 
@@ -106,15 +124,26 @@ def dice_loss(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """L_Dice: soft Dice loss, epsilon 1e-5, mean of foreground and background, each over the whole batch.
 
     As in the group's own toolkit, PyMIC. The foreground alone, sample by sample, would be 1 with next to no gradient on
-    every patch without tumor, and nothing would hold back false positives there.
+    every patch without tumor, and nothing would hold back false positives there. Of several regions it is the mean.
 
     Shapes:
-        probability, label: (B, 1, X, Y, Z).
+        probability, label: (B, R, X, Y, Z).
         returns: scalar.
     """
     pair = (all_samples(foreground) for foreground in (probability, label))
     both_classes = (torch.cat([1 - foreground, foreground], dim=1) for foreground in pair)
     return DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)(*both_classes)
+
+
+def l1(synthetic: torch.Tensor, target: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
+    """The L1 norm of Eqs. 1 and 4, a mean over voxels; of several contrasts, over those that were absent alone.
+
+    Shapes:
+        synthetic, target: (B, C, X, Y, Z).
+        absent: (B, C) booleans.
+        returns: scalar.
+    """
+    return F.l1_loss(synthetic, target) if absent is None else F.l1_loss(synthetic[absent], target[absent])
 
 
 def fool(scores: torch.Tensor) -> torch.Tensor:
@@ -140,7 +169,7 @@ class ErrorPredictionConsistencyLoss(nn.Module):
     believes wrong (``refined``). Both describe the same tumor, so they should agree.
 
     Shapes:
-        fine, refined: (B, 1, X, Y, Z) foreground probabilities in [0, 1].
+        fine, refined: (B, R, X, Y, Z) foreground probabilities in [0, 1].
         returns: scalar.
     """
 
@@ -154,8 +183,8 @@ class PerceptibilityLoss(nn.Module):
     The perceptor S_p was trained on the real target. The gradient passes through it to ``synthetic``.
 
     Shapes:
-        synthetic: (B, 1, X, Y, Z) in [-1, 1].
-        label: (B, 1, X, Y, Z) in {0, 1}.
+        synthetic: (B, 1, X, Y, Z) in [-1, 1], or the completed set of contrasts where any may be missing.
+        label: (B, R, X, Y, Z) in {0, 1}.
         returns: scalar.
     """
 
@@ -177,7 +206,7 @@ class WeightedTerms(nn.Module):
         discriminators: name -> discriminator, needed by the terms ``<name>_adversarial``.
 
     Shapes:
-        maps: what the network's ``cascade`` returns, (B, 1, X, Y, Z) each.
+        maps: what the network's ``cascade`` returns, (B, R, X, Y, Z) each segmentation.
         returns: each active term unweighted, and ``loss``, their weighted sum; scalars.
 
     Raises:
@@ -278,7 +307,7 @@ class TissNetLoss(WeightedTerms):
     def _synthesis_terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         """Eqs. 1 and 5."""
         return {
-            "global_l1": lambda: F.l1_loss(maps["synthetic"], batch.target),
+            "global_l1": lambda: l1(maps["synthetic"], batch.target, batch.absent),
             "global_adversarial": lambda: fool(
                 discriminate(self.discriminators["global"], batch.source, maps["synthetic"])
             ),
@@ -292,7 +321,7 @@ class TissNetLoss(WeightedTerms):
             return in_tumor_box(batch.label, self.tumor_margin, *images)
 
         return {
-            "tumor_l1": lambda: F.l1_loss(*masked(maps["synthetic"], batch.target)),
+            "tumor_l1": lambda: l1(*masked(maps["synthetic"], batch.target), batch.absent),
             "tumor_adversarial": lambda: fool(
                 discriminate(self.discriminators["tumor"], *masked(batch.source, maps["synthetic"]))
             ),

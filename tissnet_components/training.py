@@ -100,12 +100,13 @@ class AdversarialUpdate:
             checkpoint_levels(network.module, network.loss)
 
     def __call__(self, engine: Trainer, batchdata: dict[str, Any]) -> dict[str, Any]:
-        batch = self.prepare(engine, batchdata).of_all_processes()
+        batch = self.prepare(engine, batchdata)
         for player in self.players:
             player.optimizer.zero_grad(set_to_none=True)  # the cascade has room for its activations instead
         self.network.module.train()
         statistics = [(buffer, buffer.clone()) for buffer in self._buffers()] if self.on_non_finite == "skip" else []
         maps = self.inferer(batch.source, self.network.module)
+        batch = (batch.of_subset(maps) if "source" in maps else batch).of_all_processes()
         losses = {}
         try:
             if self.discriminators is not None:

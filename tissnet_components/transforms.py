@@ -11,7 +11,6 @@ from monai.transforms import (
     CastToTyped,
     Compose,
     CropForegroundd,
-    FgBgToIndicesd,
     GaussianSmooth,
     Invertd,
     MapTransform,
@@ -25,6 +24,7 @@ from monai.transforms import (
 )
 from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
+from tissnet_components.regions import TumorToIndicesd
 from tissnet_components.scans.brain import find_brain
 from tissnet_components.scans.datalist import cases_with
 
@@ -185,7 +185,7 @@ class RandFieldOfViewd(RandomizableTransform, MapTransform):
         self.randomize(None)
         if not self._do_transform:
             return dict(data)
-        inside = self._box(data[self.label_key][0])
+        inside = self._box(data[self.label_key].amax(0))
         narrowed = {**data, self.label_key: data[self.label_key] * inside}
         for key in self.keys:
             image = data[key]
@@ -226,7 +226,7 @@ def tumor_donors(
         dataset: builds a dataset from ``data`` and ``transform``; one that caches keeps half-precision volumes.
 
     Shapes:
-        each item: a list of one dict with ``image`` (C, *patch_size), ``target`` and ``label`` (1, *patch_size).
+        each item: a list of one dict with ``image``, ``target`` and ``label``, each (channels, *patch_size).
     """
     images, volumes = ("image", "target"), ("image", "target", "label")
     indices = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
@@ -236,7 +236,7 @@ def tumor_donors(
         CropForegroundd(volumes, "label", margin=[side // 2 for side in size], allow_smaller=True),
         SpatialPadd(images, size, value=-1),
         SpatialPadd("label", size),
-        FgBgToIndicesd("label"),
+        TumorToIndicesd("label"),
         CastToTyped([*volumes, *indices.values()], halves),
         RandCropByPosNegLabeld(volumes, "label", size, pos=1, neg=0, **indices),
         CastToTyped(volumes, torch.float32),
@@ -264,7 +264,7 @@ class RandPasteTumord(RandomizableTransform, MapTransform):
         keys: the images, background -1.
         donors: patches of other cases, with the same keys, shapes and label; None if nothing is ever pasted.
         prob: of pasting.
-        label_key: the mask, which becomes the union of both tumors.
+        label_key: the mask of each region; where a tumor is pasted, the donor's.
         edge: standard deviation of the fading edge, voxels.
     """
 
@@ -294,16 +294,22 @@ class RandPasteTumord(RandomizableTransform, MapTransform):
         self, donor: Mapping[Hashable, torch.Tensor], data: Mapping[Hashable, torch.Tensor]
     ) -> dict[Hashable, torch.Tensor]:
         label, brain = data[self.label_key], self._brain(data)
-        tumor = donor[self.label_key] * brain
+        regions = donor[self.label_key] * brain
+        tumor = regions.amax(0, keepdim=True)
         opacity = torch.maximum(tumor, (2 * self.blur(tumor)).clamp(max=1)) * (brain & self._brain(donor))
-        beside = self._brain(donor) & (donor[self.label_key] == 0), brain & (label == 0)
-        pasted = {**data, self.label_key: torch.maximum(label, tumor)}
+        beside = self._brain(donor) & _outside(donor[self.label_key]), brain & _outside(label)
+        pasted = {**data, self.label_key: torch.where(tumor > 0, regions, label)}
         for key in self.keys:
             pasted[key] = torch.lerp(data[key], match_brightness(donor[key], data[key], *beside), opacity)
         return pasted
 
     def _brain(self, data: Mapping[Hashable, torch.Tensor]) -> torch.Tensor:
         return (data[self.keys[0]] > -1).any(0, keepdim=True)
+
+
+def _outside(label: torch.Tensor) -> torch.Tensor:
+    """(R, X, Y, Z) -> (1, X, Y, Z), where there is none of the regions."""
+    return (label == 0).all(0, keepdim=True)
 
 
 def match_brightness(

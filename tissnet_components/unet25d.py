@@ -166,14 +166,16 @@ class DualBranchUNet25D(nn.Module):
     Args:
         in_channels: channels of the image.
         widths: channels per level, finest first.
-        decoders: name -> activation (``tanh`` for an image, ``sigmoid`` for a segmentation); one channel each.
+        decoders: name -> activation (``tanh`` for an image, ``sigmoid`` for a segmentation).
         dropout: probability per encoder level.
         upsampling: ``interpolation`` (1x1 convolution, trilinear) or ``transposed`` convolution.
         norm: one of MONAI's normalisation layers, such as ``instance`` or ``["group", {"num_groups": 8}]``.
+        regions: channels of each segmentation.
+        contrasts: channels of each image.
 
     Shapes:
         image: (B, in_channels, X, Y, Z).
-        returns: name -> (B, 1, X, Y, Z), for ``branches`` or, by default, for all.
+        returns: name -> (B, regions or contrasts, X, Y, Z), for ``branches`` or, by default, for all.
     """
 
     def __init__(
@@ -184,11 +186,17 @@ class DualBranchUNet25D(nn.Module):
         dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
+        regions: int = 1,
+        contrasts: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = Encoder25D(in_channels, widths, dropout, norm)
+        channels = {"sigmoid": regions, "tanh": contrasts}
         self.decoders = nn.ModuleDict(
-            {name: Decoder25D(1, widths, activation, upsampling, norm) for name, activation in decoders.items()}
+            {
+                name: Decoder25D(channels.get(activation, 1), widths, activation, upsampling, norm)
+                for name, activation in decoders.items()
+            }
         )
         planar_stride, stride = 2 ** (len(widths) - 1), 2 ** max(len(widths) - 1 - PLANAR_LEVELS, 0)
         self.stride = (planar_stride, planar_stride, stride)
@@ -212,7 +220,7 @@ class UNet25D(DualBranchUNet25D):
 
     Shapes:
         image: (B, in_channels, X, Y, Z).
-        returns: (B, 1, X, Y, Z) foreground probability.
+        returns: (B, regions, X, Y, Z) foreground probability.
     """
 
     def __init__(
@@ -222,8 +230,9 @@ class UNet25D(DualBranchUNet25D):
         dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
+        regions: int = 1,
     ) -> None:
-        super().__init__(in_channels, widths, {"fine": "sigmoid"}, dropout, upsampling, norm)
+        super().__init__(in_channels, widths, {"fine": "sigmoid"}, dropout, upsampling, norm, regions)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.decode(image)["fine"]

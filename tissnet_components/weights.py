@@ -17,6 +17,7 @@ from tissnet_components.files import atomic_write, write_atomic
 from torch import nn
 
 SIZES = ("patch_size", "window_size")  # of a recipe; a network takes any
+LISTED_NAMES = ("source_modalities", "regions")
 logger = logging.getLogger(__name__)
 
 
@@ -58,8 +59,8 @@ def read_recipe(weights: str | Path, default: Mapping[str, Any]) -> dict[str, An
     """How these weights were trained; what the file beside them does not tell, as an older one, is ``default``.
 
     Returns:
-        ``source_modalities`` in their order, ``spacing_mm``, ``percentiles`` of the brain beyond which images are
-        clipped, ``patch_size`` and ``window_size`` in voxels, ``widths``, ``upsampling``, ``norm``.
+        ``source_modalities`` and ``regions`` in their order, ``spacing_mm``, ``percentiles`` of the brain beyond which
+        images are clipped, ``patch_size`` and ``window_size`` in voxels, ``widths``, ``upsampling``, ``norm``.
     """
     path = Path(weights).with_suffix(".json")
     if not path.is_file():
@@ -74,7 +75,7 @@ def read_recipe(weights: str | Path, default: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_plain(name: str, value: Any) -> bool:
-    kinds = (str,) if name == "source_modalities" else (int, float)
+    kinds = (str,) if name in LISTED_NAMES else (int, float)
     return isinstance(value, str) or (isinstance(value, list) and all(type(one) in kinds for one in value))
 
 

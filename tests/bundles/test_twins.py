@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 BRATS, VS = (Path(__file__).parents[2] / "bundles" / name for name in ("tissnet_brats", "tissnet_vs"))
 OWN_SETTINGS = {
     "source_modalities",
+    "target_modality",
     "spacing_mm",
     "percentiles",
     "box_size",

@@ -1,15 +1,13 @@
-from collections import Counter
-
 import pytest
 import torch
-from tissnet_components.comparators.modality_dropout import ModalityDropoutUNet25D, random_subsets
+from tissnet_components.comparators.modality_dropout import ModalityDropoutUNet25D
 
 WIDTHS = [2, 4, 4, 4, 4]
 
 
 @pytest.fixture
 def unet():
-    return ModalityDropoutUNet25D(2, WIDTHS)
+    return ModalityDropoutUNet25D(["t1", "t2", "flair"], WIDTHS, present=["t1", "t2"])
 
 
 @pytest.fixture
@@ -26,13 +24,6 @@ def seen_by(unet, image):
     hook.remove()
     assert all(len(channel.unique()) == 1 for channel in seen[0].flatten(0, 1))
     return [tuple(round(float(channel[0, 0, 0]), 3) for channel in sample) for sample in seen[0]]
-
-
-def test_every_subset_but_the_empty_one_is_equally_likely():
-    subsets = Counter(map(tuple, random_subsets(7000, 3, torch.device("cpu")).int().tolist()))
-    assert len(subsets) == 7
-    assert (0, 0, 0) not in subsets
-    assert all(850 < count < 1150 for count in subsets.values())  # 1000 expected, SD 29
 
 
 def test_training_sees_random_subsets_the_others_filled_with_the_background(unet, image):

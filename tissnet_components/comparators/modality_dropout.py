@@ -7,52 +7,39 @@ successors of TISS-Net that segment from any subset have in common (such as RFNe
 from collections.abc import Sequence
 
 import torch
+from tissnet_components.subsets import ABSENT, Absence, SubsetView
 from tissnet_components.unet25d import DROPOUT, Norm, UNet25D
-
-ABSENT = -1.0  # the background of a normalised image: a contrast without any signal
 
 
 class ModalityDropoutUNet25D(UNet25D):
-    """A 2.5D U-Net that sees source and target while it is trained, each at random, and the source alone otherwise.
+    """A 2.5D U-Net that sees each contrast at random while it is trained, and otherwise a subset of them.
 
-    Every non-empty subset is equally likely, drawn for each sample. An absent contrast is -1 everywhere: that is what
-    "zero-filled" becomes in images whose background is -1.
+    An absent contrast is -1 everywhere: that is what "zero-filled" becomes in images whose background is -1.
 
     Args:
-        source_channels: how many contrasts there are besides the target.
+        contrasts, absence, present: of ``SubsetView``.
+        widths, dropout, upsampling, norm, regions: of ``UNet25D``.
 
     Shapes:
-        image: (B, source_channels + 1, X, Y, Z), the target last; in eval mode the target may be left out and is
-            never looked at.
-        returns: (B, 1, X, Y, Z) foreground probability.
+        image: (B, C, X, Y, Z); the last contrasts may be left out where they are not looked at.
+        returns: (B, regions, X, Y, Z) foreground probability.
     """
 
     def __init__(
         self,
-        source_channels: int,
+        contrasts: Sequence[str],
         widths: Sequence[int],
         dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
+        regions: int = 1,
+        absence: Absence = 0.5,
+        present: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(source_channels + 1, widths, dropout, upsampling, norm)
-        self.source_channels = source_channels
+        super().__init__(len(contrasts), widths, dropout, upsampling, norm, regions)
+        self.contrasts = len(contrasts)
+        self.view = SubsetView(contrasts, absence, present)
 
     def decode(self, image: torch.Tensor, branches: list[str] | None = None) -> dict[str, torch.Tensor]:
-        return super().decode(self.drop(image) if self.training else self.without_target(image), branches)
-
-    def drop(self, image: torch.Tensor) -> torch.Tensor:
-        """A random subset of each sample's contrasts."""
-        kept = random_subsets(len(image), image.shape[1], image.device)[..., None, None, None]
-        return torch.where(kept, image, torch.full_like(image, ABSENT))
-
-    def without_target(self, image: torch.Tensor) -> torch.Tensor:
-        """The source contrasts, and an absent one in the target's place."""
-        source = image[:, : self.source_channels]
-        return torch.cat([source, torch.full_like(source[:, :1], ABSENT)], dim=1)
-
-
-def random_subsets(samples: int, channels: int, device: torch.device) -> torch.Tensor:
-    """(samples, channels) of booleans, each row a non-empty subset; all are equally likely."""
-    number = torch.randint(1, 2**channels, (samples, 1), device=device)
-    return (number >> torch.arange(channels, device=device)) % 2 == 1
+        left_out = torch.full_like(image[:, :1], ABSENT).expand(-1, self.contrasts - image.shape[1], -1, -1, -1)
+        return super().decode(self.view(torch.cat([image, left_out], dim=1)), branches)

@@ -46,11 +46,11 @@ class Uagan(DualBranchUNet25D):
 
     Args:
         source_channels: C, the source contrasts; the target is contrast C.
-        widths, dropout, upsampling, norm: as in ``DualBranchUNet25D``.
+        widths, dropout, upsampling, norm, regions: as in ``DualBranchUNet25D``.
 
     Shapes:
         image: (B, C, X, Y, Z); any spatial size.
-        returns: (B, 1, X, Y, Z), ``fine``.
+        returns: (B, regions, X, Y, Z), ``fine``.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class Uagan(DualBranchUNet25D):
         dropout: Sequence[float] = DROPOUT,
         upsampling: str = "interpolation",
         norm: Norm = "batch",
+        regions: int = 1,
     ) -> None:
-        super().__init__(source_channels, widths, {"synthetic": "tanh", "fine": "sigmoid"}, dropout, upsampling, norm)
+        decoders = {"synthetic": "tanh", "fine": "sigmoid"}
+        super().__init__(source_channels, widths, decoders, dropout, upsampling, norm, regions)
         self.contrasts = source_channels + 1
         self.translation_encoder = Encoder25D(source_channels + self.contrasts, widths, dropout, norm)
         self.translation_encoder.levels[-1] = self.encoder.levels[-1]  # the shared bottleneck
