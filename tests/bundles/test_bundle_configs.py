@@ -24,7 +24,7 @@ BUNDLE = Path(__file__).parents[2] / "bundles" / "tissnet_brats"
 SCHEMA = Path(__file__).parents[3] / "shared" / "meta_schema_20240725.json"
 OVERLAYS = {  # overlay -> what it lies on
     "direct_segmentation": ["train"],
-    "any_missing": ["train"],
+    "any_missing": ["train", "evaluate"],
     "wide": ["train"],
     "strong_augmentation": ["train"],
     "recipe": ["train"],

@@ -191,3 +191,16 @@ def test_csv_has_the_unrounded_numbers_in_columns_of_their_own(small):
     assert head == ["Method", "Dice (%) mean", "Dice (%) sd", "Dice (%) n"]
     assert first == ["A_1 | x", "90.04", "1", "4"]
     assert second == ["100 %", "", "", ""]
+
+
+def test_a_last_row_is_the_mean_over_subsets_of_the_contrasts():
+    """The literature's layout: dots for what is present, a column per region, the mean over all subsets."""
+    rows = {"one": ["●", "○"], "two": ["●", "●"]}
+    metrics = ["dice", "tumor_core_dice"]
+    layout = Layout("Any subset", ["T1", "FLAIR"], rows, metrics, mean="mean")
+    one = run_with("one", [0.5, 0.7], fine_tumor_core_dice=[0.2, 0.2])
+    two = run_with("two", [0.8, 0.8], fine_tumor_core_dice=[0.3, 0.5])
+    table = result_table(layout, runs_of(one, two))
+    assert table.head == ["T1", "FLAIR", "Dice (%) ↑", "tumor core, Dice (%) ↑"]
+    assert texts(table)[-1] == ["mean", "", "70.00", "30.00"]
+    assert texts(result_table(layout, runs_of(one)))[-1] == ["mean", "", "n/a", "n/a"]

@@ -114,3 +114,25 @@ def test_a_label_without_affine_or_output_that_is_not_decollated_is_refused(tmp_
     CaseTable(tmp_path).attach(engine)
     with pytest.raises(TypeError, match="decollate"):
         engine.run([0])
+
+
+def test_each_region_has_columns_and_holds_the_parts_inside_it(tmp_path):
+    whole, core, nothing = cube(2, 8), cube(3, 5), cube(0, 0)
+    label = MetaTensor(torch.stack([whole, core, nothing]), affine=torch.eye(4))
+    case = {"case": "a", "label": label, "fine": torch.stack([nothing, core, nothing])}
+    regions = ["whole tumor", "tumor core", "enhancing tumor"]
+    run_case_table(tmp_path, [case], regions=regions)
+    (row,) = rows_of(tmp_path / "cases.csv")
+    assert float(row["fine_dice"]) == pytest.approx(2 * 8 / (8 + 216), abs=1e-5)  # the core raises the whole
+    assert (row["fine_tumor_core_dice"], row["fine_tumor_core_ml"]) == ("1", "0.008")
+    assert row["fine_enhancing_tumor_dice"] == "1"  # both are empty
+    assert row["label_enhancing_tumor_ml"] == "0"
+
+
+def test_several_synthetic_contrasts_are_compared_in_the_mean(tmp_path):
+    synthetic, target = noisy_pair()
+    case = {"case": "a", "label": meta(cube(2, 8, synthetic.shape)), "target": torch.stack([target] * 3)}
+    case["synthetic"] = torch.stack([target, synthetic, target])
+    run_case_table(tmp_path, [case], synthesised=[1, 2])
+    (row,) = rows_of(tmp_path / "cases.csv")
+    assert float(row["ssim"]) == pytest.approx((ssim(synthetic, target) + 1) / 2, abs=1e-5)

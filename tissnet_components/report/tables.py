@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from tissnet_components.errors import UserError
 from tissnet_components.metrics import SEGMENTATIONS, SSIM_SIGMA, SSIM_WINDOW
+from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.report.runs import Run
 from tissnet_components.report.statistics import RESAMPLES, Comparison, compare, holm
 from tissnet_components.results.case_table import mean_and_sd, summarise
@@ -49,7 +50,12 @@ IMAGE = {
     "brain_psnr": Metric("brain PSNR (dB)", 1, 2, True, SIMILARITY),
     "local_psnr": Metric("local PSNR (dB)", 1, 2, True, SIMILARITY),
 }
-METRICS = STAGED | IMAGE
+REGIONAL = {  # of a segmentation too, where regions were evaluated
+    f"{region.replace(' ', '_')}_{name}": replace(STAGED[name], title=f"{region}, {STAGED[name].title}")
+    for region in list(LABELS_OF_REGIONS)[1:]
+    for name in STAGED
+}
+METRICS = STAGED | REGIONAL | IMAGE
 STAGES = {  # other segmentations than fine
     "coarse": "the generator's own",
     "refined": "coarse with its predicted mistakes flipped",
@@ -93,6 +99,7 @@ class Layout:
         metrics: columns, of METRICS.
         reference: the row that the others are compared with, or None.
         unranked: rows that are never bold, such as an upper bound.
+        mean: what to call a last row, the mean of the rows; by default there is none.
 
     Raises:
         ValueError: an unknown metric or stage, a description of another length, a reference that is no row.
@@ -104,6 +111,7 @@ class Layout:
     metrics: list[str] = field(default_factory=lambda: list(STAGED))
     reference: str | None = None
     unranked: list[str] = field(default_factory=list)
+    mean: str = ""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.metrics if name not in METRICS]:
@@ -128,7 +136,7 @@ def stage_of(row: str) -> str:
 
 def column_of(row: str, metric: str) -> str:
     """The column of cases.csv in which a row has a metric."""
-    return f"{stage_of(row)}_{metric}" if metric in STAGED else metric
+    return metric if metric in IMAGE else f"{stage_of(row)}_{metric}"
 
 
 def comparable(one: Run | None, other: Run | None) -> bool:
@@ -173,8 +181,20 @@ def result_table(
             significant = (row, metric) in compared and compared[row, metric].t_test < SIGNIFICANT
             cells.append(_result(runs.get(run_of(row)), row, metric, row in best[metric], "†" if significant else ""))
         rows.append(cells)
+    if layout.mean:
+        rows.append(_mean_row(layout, runs))
     titles = [METRICS[name].title + (" ↑" if METRICS[name].higher_is_better else " ↓") for name in layout.metrics]
     return Table(layout.title, [*layout.head, *titles], rows, _notes(layout, runs))
+
+
+def _mean_row(layout: Layout, runs: Mapping[str, Run]) -> list[Cell]:
+    """The mean over all rows of each metric's mean; nothing where a row has none."""
+    cells = [Cell(text) for text in [layout.mean, *[""] * (len(layout.head) - 1)]]
+    for metric in layout.metrics:
+        found = [_summary(runs[run_of(row)], row, metric)["mean"] for row in layout.rows if run_of(row) in runs]
+        complete = len(found) == len(layout.rows)
+        cells.append(number_cell(sum(found) / len(found) if complete else math.nan, 1, METRICS[metric].decimals))
+    return cells
 
 
 def comparison_table(layout: Layout, compared: Mapping[tuple[str, str], Comparison]) -> Table | None:

@@ -14,6 +14,7 @@ TABLE_KEYS = {
     "metrics": list[str],
     "reference": str | None,
     "unranked": list[str],
+    "mean": str,
 }
 PICTURE_KEYS = {"title": str, "rows": list | dict, "cases": list[str], "contours": bool, "zoom": bool}
 CURVE_KEYS = {"x": str, "rows": dict}

@@ -1,11 +1,13 @@
 """The table of an evaluation's cases and metrics, its summary, and how it is written and shown."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import pandas as pd
+import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
@@ -14,6 +16,7 @@ from rich.table import Table
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
 from tissnet_components.metrics import MEANS, SEGMENTATIONS, case_metrics, error_calibration
+from tissnet_components.regions import WHOLE, nested
 
 
 class CaseTable:
@@ -32,6 +35,9 @@ class CaseTable:
         file_name: name of the table of cases.
         protocol: how the volumes were chosen, written into every file.
         label_key, target_key: keys of the reference mask and the real image, on the grid of the maps.
+        regions: channels of the mask and of the maps that segment. The columns of the first are as ever; those of the
+            others name the region, `fine_tumor_core_dice`. Each region is made to hold those after it.
+        synthesised: channels of the real image that the synthetic one is compared in; the columns are their mean.
     """
 
     def __init__(
@@ -41,7 +47,10 @@ class CaseTable:
         protocol: str = "whole volume",
         label_key: str = "label",
         target_key: str = "target",
+        regions: Sequence[str] = (WHOLE,),
+        synthesised: Sequence[int] = (0,),
     ) -> None:
+        self.regions, self.synthesised = list(regions), list(synthesised)
         self.output_dir = Path(output_dir)
         self.file_name = file_name
         self.protocol = protocol
@@ -67,7 +76,8 @@ class CaseTable:
             item = {**inputs, **outputs}
             self.rows[item["case"]] = self._metrics(item)
             if {"coarse", "error"} <= set(item):
-                self.calibration[item["case"]] = error_calibration(item["coarse"], item["error"], item[self.label_key])
+                whole = (item[key][:1] for key in ("coarse", "error", self.label_key))
+                self.calibration[item["case"]] = error_calibration(*whole)
 
     def finish(self, engine: Engine) -> None:
         cases, calibration = _of_all_processes(self.rows), _of_all_processes(self.calibration)
@@ -92,12 +102,35 @@ class CaseTable:
         label = item[self.label_key]
         if not isinstance(label, MetaTensor):
             raise TypeError(f"{item['case']}: {self.label_key} has no affine, so no spacing: load it as a MetaTensor")
-        names = {"synthetic", "error", *SEGMENTATIONS} - set(MEANS)
-        maps = {name: item[name] for name in names & set(item)}
+        maps = {name: nested(item[name]) for name in set(SEGMENTATIONS) - set(MEANS) if name in item}
+        maps |= {"error": item["error"]} if "error" in item else {}
+        spacing_mm = tuple(affine_to_spacing(label.affine).tolist())
+        values: dict[str, float] = {}
         try:
-            return case_metrics(maps, item.get(self.target_key), label, tuple(affine_to_spacing(label.affine).tolist()))
+            for number, region in enumerate(self.regions):
+                of_region = {name: value[[number]] for name, value in maps.items()}
+                found = case_metrics(of_region, None, label[[number]], spacing_mm)
+                values |= {_of_region(name, region) if number else name: value for name, value in found.items()}
+            return values | self._similarity(item, label[:1], spacing_mm)
         except ValueError as reason:
             raise UserError(f"case {item['case']}: {reason}") from reason
+
+    def _similarity(self, item: dict, label: torch.Tensor, spacing_mm: tuple[float, ...]) -> dict[str, float]:
+        """Of the synthetic contrasts to the real ones, where there are both: the mean over contrasts."""
+        synthetic, target = item.get("synthetic"), item.get(self.target_key)
+        if synthetic is None or target is None:
+            return {}
+        found = [
+            case_metrics({"synthetic": synthetic[[channel]]}, target[[channel]], label, spacing_mm)
+            for channel in self.synthesised
+        ]
+        return pd.DataFrame(found).mean(skipna=False).to_dict()
+
+
+def _of_region(column: str, region: str) -> str:
+    """`fine_dice` -> `fine_tumor_core_dice`."""
+    first, *rest = column.split("_", 1)
+    return "_".join([first, *region.split(), *rest])
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
