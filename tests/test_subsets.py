@@ -4,9 +4,18 @@ from itertools import product
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from tissnet_components.losses import Batch, DiscriminatorLoss, TissNetLoss, l1
 from tissnet_components.patchgan import PatchGAN
-from tissnet_components.subsets import ABSENT, AnySubsetTissNet, SubsetView, is_present, random_subsets
+from tissnet_components.subsets import (
+    ABSENT,
+    AnySubsetTissNet,
+    KeepSynthesisedd,
+    PlaceContrastsd,
+    SubsetView,
+    is_present,
+    random_subsets,
+)
 from tissnet_components.training import AdversarialUpdate
 from tissnet_components.unet25d import DualBranchUNet25D, UNet25D
 from torch import nn
@@ -185,3 +194,20 @@ def test_torchscript_runs_the_whole_cascade(network, full):
     scripted = torch.jit.script(network.eval())
     assert torch.equal(scripted(image), network(image))
     torch.testing.assert_close(scripted.cascade(image), network.cascade(image))
+
+
+def test_resampling_does_not_make_an_absent_contrast_present():
+    assert not is_present(torch.full((1, 1, 2, 2, 2), -0.9999999)).any()
+
+
+def test_loaded_contrasts_go_to_their_channels_and_only_synthesised_ones_are_kept():
+    image = MetaTensor(torch.zeros(2, 2, 2, 2), meta={"contrasts": ["t1ce", "flair"]})
+    placed = PlaceContrastsd("image", CONTRASTS)({"image": image})["image"]
+    assert placed[:, 0, 0, 0].tolist() == [-1, 0, -1, 0]
+    kept = KeepSynthesisedd("synthetic", CONTRASTS)({"image": placed, "synthetic": torch.arange(4.0)})
+    assert kept["synthetic"].tolist() == [0, 2]
+
+
+def test_of_a_patient_with_every_contrast_nothing_is_synthetic():
+    placed = PlaceContrastsd("image", CONTRASTS)({"image": MetaTensor(torch.zeros(4, 2, 2, 2))})["image"]
+    assert "synthetic" not in KeepSynthesisedd("synthetic", CONTRASTS)({"image": placed, "synthetic": torch.arange(4)})

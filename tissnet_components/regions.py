@@ -25,10 +25,13 @@ def checked_regions(regions: Sequence[str]) -> list[str]:
     return known
 
 
-def region_masks(label: torch.Tensor, regions: Sequence[str]) -> torch.Tensor:
+def region_masks(label: torch.Tensor, regions: Sequence[str], binary: bool = False) -> torch.Tensor:
     """The mask of each region: of the whole tumor alone, every label; else by BraTS's labels.
 
     Labels 1, 2 and 4 are necrosis, edema and enhancing tumor; 3 is enhancing too, as BraTS calls it since 2023.
+
+    Args:
+        binary: also of a label map that knows one value, 1.
 
     Shapes:
         label: (1, X, Y, Z), a label map.
@@ -39,7 +42,7 @@ def region_masks(label: torch.Tensor, regions: Sequence[str]) -> torch.Tensor:
     """
     if list(regions) == [WHOLE]:
         return (label > 0.5).to(torch.float32)
-    if label.max() == 1:
+    if label.max() == 1 and not binary:
         file = getattr(label, "meta", {}).get("filename_or_obj", "the label")
         raise BadCase(f"{file} holds only 0 and 1, expected BraTS's labels of {', '.join(regions)}; or give one region")
     masks: Any = ConvertToMultiChannelBasedOnBratsClasses()(torch.where(label == 3, 4, label))[list(FROM_MONAI)]
@@ -77,6 +80,17 @@ class RegionsOfLabeld(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         return {**data, **{key: region_masks(data[key], self.regions) for key in self.key_iterator(data)}}
+
+
+class RegionsToLabeld(MapTransform):
+    """Make one label map of the probabilities of nested regions, see `region_label`."""
+
+    def __init__(self, keys: KeysCollection, regions: Sequence[str]) -> None:
+        super().__init__(keys)
+        self.regions = checked_regions(regions)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        return {**data, **{key: region_label(data[key], self.regions) for key in self.key_iterator(data)}}
 
 
 class TumorToIndicesd(FgBgToIndicesd):

@@ -62,6 +62,7 @@ def segment(
     (_synthetic, -1 to 1), where the network doubts its first segmentation (_error), where its two final ones differ
     (_disagreement), a picture (_overview.png), and volume and quality flags (_summary.json).
     Exit status: 0, all went well; 1, a case failed, listed at the end with the reason.
+    Another subset of the contrasts needs models/any_missing.pt in the bundle; all that is missing is then synthesised.
     For research; not a medical device.
 
     Args:
@@ -107,6 +108,9 @@ def segment(
     modalities = parser.get_parsed_content("source_modalities")
     scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
     given = {name: str(file) for name, file in scans.items() if file}
+    if weights is None and not cases and set(given) not in ({"image"}, set(modalities)):
+        parser = _of_any_subset(bundle, given) or parser
+        modalities = parser.get_parsed_content("source_modalities")
     if cases and (given or case):
         raise UserError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
     out, passed_over = Path(out), {}
@@ -114,7 +118,8 @@ def segment(
         patients, passed_over = find_patients(cases, modalities, out)
         _tell(cases, patients, passed_over)
     else:
-        patients = [_one_patient(given, modalities, bundle, case)]
+        takes_any = parser["model_name"] == "any_missing"
+        patients = [_one_patient(given, modalities, bundle, case, takes_any)]
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
     if dicom_seg:
         _check_dicom(patients)
@@ -219,13 +224,30 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
     return [{"case": row["case"], "image": [str(folder / user_path(row[name])) for name in modalities]} for row in rows]
 
 
-def _one_patient(given: dict[str, str], modalities: list[str], bundle: str, case: str | None) -> dict[str, Any]:
-    scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
-    first = without_ending(Path(_listed(scans)[0]).absolute().name)
+def _of_any_subset(bundle: Path, given: Collection[str]) -> ConfigParser | None:
+    """The bundle with the weights that take any of its contrasts, where it has them and they take these."""
+    if not given or not os.path.isfile(Path(bundle, "models", "any_missing.pt")):
+        return None
+    parser = _read_bundle(bundle, None, "inference_any_missing")
+    return parser if set(given) <= set(parser.get_parsed_content("source_modalities")) else None
+
+
+def _one_patient(
+    given: dict[str, str], modalities: list[str], bundle: Path, case: str | None, takes_any: bool
+) -> dict[str, Any]:
+    scans: Any = [given.get(name) for name in modalities]
+    if not takes_any or not given:
+        scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
+    first = without_ending(Path(_scans({"image": scans})[0]).absolute().name)
     return {"case": check_case_name(str(case or first), "--case"), "image": scans}  # Fire makes 7 of a patient called 7
 
 
-def _choose(given: dict[str, str], needed: list[str], bundle: str) -> list[str]:
+def _scans(patient: Mapping[str, Any]) -> list[str]:
+    """Those that the patient has: None stands for a contrast that is to be synthesised."""
+    return [scan for scan in _listed(patient["image"]) if scan is not None]
+
+
+def _choose(given: dict[str, str], needed: list[str], bundle: Path) -> list[str]:
     """The files of the needed modalities, in order."""
     missing = [name for name in needed if name not in given]
     if missing:
@@ -254,7 +276,7 @@ def _check_dicom(patients: list[dict[str, Any]]) -> None:
     """Refuse what a DICOM SEG cannot refer to, before anything is run."""
     import_highdicom()
     for patient in patients:
-        scan = _listed(patient["image"])[0]
+        scan = _scans(patient)[0]
         if not os.path.isdir(scan):
             raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
 
@@ -271,7 +293,7 @@ def _refuse_shared(patients: Sequence[Mapping[str, Any]]) -> None:
     """Refuse one file, however it is spelled, for two scans or two cases; a folder may hold several series."""
     users: dict[str, str] = {}
     for patient in patients:
-        files = [realpath(scan) for scan in _listed(patient["image"]) if os.path.isfile(scan)]
+        files = [realpath(scan) for scan in _scans(patient) if os.path.isfile(scan)]
         for file in files:
             if files.count(file) > 1:
                 raise UserError(f"{patient['case']} uses {file} for more than one scan; correct it")
@@ -287,7 +309,7 @@ def _to_do(
         raise UserError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     _refuse_shared(patients)
     for patient in patients:
-        folder, scans = out / patient["case"], _listed(patient["image"])
+        folder, scans = out / patient["case"], _scans(patient)
         if any(Path(realpath(scan)).is_relative_to(realpath(folder)) for scan in scans):
             raise UserError(f"results would go to {folder}, among the scans; give another --out")
 
@@ -306,13 +328,13 @@ def _to_do(
     return [patient for patient in patients if not (resume and all(exists(patient, outputs)))]
 
 
-def _read_bundle(bundle: Path, weights: Path | None) -> ConfigParser:
+def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> ConfigParser:
     config = Path(bundle) / "configs" / "inference.json"
     if not os.path.isfile(config):
         raise FileMissing(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
     parser = ConfigParser()
     try:
-        parser.read_config(str(config))
+        parser.read_config([str(config), *(str(config.with_name(f"{name}.json")) for name in overlays)])
         parser["bundle_root"] = str(bundle)
         if weights is not None:
             parser["ckpt_path"] = str(weights)

@@ -1,24 +1,28 @@
 """Any subset of the contrasts: what a network sees of them, and the cascade that synthesises all that is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
 from tissnet_components.cascade import TissNet
 from tissnet_components.errors import UserError
 from torch import nn
 
 ABSENT = -1.0  # the background of a normalised image: a contrast without any signal
+FAINTEST = -0.999  # resampling a constant background changes its last digits
 Absence = float | Sequence[float]
 
 
-def is_present(image: torch.Tensor, absent: float = ABSENT) -> torch.Tensor:
+def is_present(image: torch.Tensor, faintest: float = FAINTEST) -> torch.Tensor:
     """Whether each contrast shows anything: one that is background everywhere is absent.
 
     Shapes:
         image: (B, C, X, Y, Z).
         returns: (B, C, 1, 1, 1) booleans.
     """
-    return (image > absent).flatten(2).any(2)[:, :, None, None, None]
+    return (image > faintest).flatten(2).any(2)[:, :, None, None, None]
 
 
 def random_subsets(samples: int, channels: int, device: torch.device, absence: Absence = 0.5) -> torch.Tensor:
@@ -113,3 +117,53 @@ class AnySubsetTissNet(TissNet):
         if self.training:
             maps["source"] = source
         return maps
+
+
+class PlaceContrastsd(MapTransform):
+    """Put the contrasts that were loaded, ``contrasts`` of the image's metadata, in their channels; the others are -1.
+
+    Args:
+        contrasts: names of all channels.
+
+    Shapes:
+        image: (those loaded, X, Y, Z) in [-1, 1].
+        returns: (C, X, Y, Z).
+    """
+
+    def __init__(self, keys: KeysCollection, contrasts: Sequence[str]) -> None:
+        super().__init__(keys)
+        self.contrasts = list(contrasts)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self._placed(data[key]) for key in self.key_iterator(data)}}
+
+    def _placed(self, image: Any) -> Any:
+        there = image.meta.get("contrasts", self.contrasts)
+        absent = torch.full_like(image[:1], ABSENT)
+        placed: Any = torch.cat([image[[there.index(name)]] if name in there else absent for name in self.contrasts])
+        placed.meta["contrasts"] = list(there)
+        return placed
+
+
+class KeepSynthesisedd(MapTransform):
+    """Leave of a completed set what was synthesised; nothing, where the patient has every contrast.
+
+    Args:
+        keys: the set.
+        contrasts: names of its channels.
+        image_key: the image, whose metadata tell which contrasts the patient has; without them, all is left.
+    """
+
+    def __init__(self, keys: KeysCollection, contrasts: Sequence[str], image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.contrasts, self.image_key = list(contrasts), image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        real = data[self.image_key].meta.get("contrasts")
+        kept = dict(data)
+        for key in self.key_iterator(data) if real is not None else ():
+            absent = [number for number, name in enumerate(self.contrasts) if name not in real]
+            kept.pop(key)
+            if absent:
+                kept[key] = data[key][absent]
+        return kept

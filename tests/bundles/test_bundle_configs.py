@@ -33,6 +33,7 @@ OVERLAYS = {  # overlay -> what it lies on
     "multi_gpu_train": ["train"],
     "multi_gpu_evaluate": ["train", "evaluate"],
     "inference_trt": ["inference"],
+    "inference_any_missing": ["inference"],
     "deploy": ["inference"],
 }
 TINY = {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16], "discriminator_channels": 2}

@@ -124,7 +124,7 @@ class CaseTable:
             case_metrics({"synthetic": synthetic[[channel]]}, target[[channel]], label, spacing_mm)
             for channel in self.synthesised
         ]
-        return pd.DataFrame(found).mean(skipna=False).to_dict()
+        return {str(name): float(value) for name, value in pd.DataFrame(found).mean(skipna=False).items()}
 
 
 def _of_region(column: str, region: str) -> str:

@@ -180,7 +180,7 @@ class SaveImageDicomSegd(SaveImaged):
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         mask, source = data[self.keys[0]], data["image"].meta
         file = case_file(self.output_dir, source["case"], "dicom_seg")
-        write_dicom_seg(mask[0].cpu().numpy(), np.asarray(mask.affine), source["dicom_files"], file, **self.terms)
+        write_dicom_seg((mask[0] > 0).cpu().numpy(), np.asarray(mask.affine), source["dicom_files"], file, **self.terms)
         return data
 
 

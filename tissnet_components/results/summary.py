@@ -4,7 +4,7 @@ Everything is measured on what is saved, on the grid of the input scan, so that 
 """
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from monai.transforms import SaveImaged
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
 from tissnet_components.metrics import dice, predicted_dice
+from tissnet_components.regions import WHOLE, region_masks
 from tissnet_components.results.maps import case_file
 from tqdm import tqdm
 
@@ -89,6 +90,8 @@ class SaveImageSummaryd(SaveImaged):
 
     Args:
         keys: mask, refined, error, disagreement and coarse, in this order, on the grid of the input scan.
+        regions: that the mask names; of several, their volumes are told.
+        contrasts: that the network knows; where a patient lacks some, it is told which are real and which synthetic.
         thresholds: ``agreement`` and ``predicted_dice``, below which a case is flagged, ``mean_error`` and
             ``mean_disagreement``, above which it is, and ``edge_voxels``; also ``tumor_share``, where the metadata of
             the scan tell the volume of the brain.
@@ -99,8 +102,16 @@ class SaveImageSummaryd(SaveImaged):
         ValueError: other thresholds than these.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str, thresholds: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str,
+        thresholds: Mapping[str, float],
+        regions: Sequence[str] = (WHOLE,),
+        contrasts: Sequence[str] = (),
+    ) -> None:
         super().__init__(keys, output_dir=output_dir)
+        self.regions, self.contrasts = list(regions), list(contrasts)
         if set(thresholds) - {SHARE} != THRESHOLDS:
             raise UserError(f"quality needs the thresholds {sorted(THRESHOLDS)}, got {sorted(thresholds)}")
         self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)
@@ -113,10 +124,29 @@ class SaveImageSummaryd(SaveImaged):
         series = {"series": image.meta["series"]} if "series" in image.meta else {}
         reasons = {**self._share(measured, image.meta.get("brain_ml")), **image.meta.get("doubts", {})}
         flags = [*quality_flags(measured, self.thresholds), *reasons]
-        summary = {"case": case, **series, **measured, "flags": flags, "reasons": reasons}
+        told = {**series, **self._contrasts(image.meta.get("contrasts")), **measured, **self._regions(image)}
+        summary = {"case": case, **told, "flags": flags, "reasons": reasons}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
         write_atomic(case_file(self.output_dir, case, "summary"), f"{text}\n".encode())
         return {**data, "summary": summary}
+
+    def _contrasts(self, real: Sequence[str] | None) -> dict[str, list[str]]:
+        """Which contrasts are the patient's own, and which the network had to synthesise."""
+        if real is None:
+            return {}
+        return {"real": list(real), "synthetic": [name for name in self.contrasts if name not in real]}
+
+    def _regions(self, label: Any) -> dict[str, dict[str, float]]:
+        """The volume of each region, where there are several."""
+        if len(self.regions) == 1:
+            return {}
+        voxel_ml = abs(np.linalg.det(np.asarray(label.affine)[:3, :3])) / 1000
+        masks = region_masks(label, self.regions, binary=True)
+        return {
+            "regions_ml": {
+                name: round(float(mask.sum() * voxel_ml), 4) for name, mask in zip(self.regions, masks, strict=True)
+            }
+        }
 
     def _share(self, measured: dict[str, Any], brain_ml: float | None) -> dict[str, str]:
         """Note which share of the brain is tumor; the reason to doubt it, if there is one."""

@@ -101,7 +101,8 @@ class LoadCased(MapTransform):
 class LoadImageCased(LoadCased):
     """``LoadCased`` for inference, where one file may stand for a patient: one of the scans, or a 4-D file of all.
 
-    In a list of files, a folder stands for the DICOM series of its modality below it.
+    In a list of files, a folder stands for the DICOM series of its modality below it. None stands for a contrast that
+    the patient lacks: it has no channel, and the image's metadata name the others, ``contrasts``.
 
     MONAI Label hands over one path per image. A 3-D file then stands for its siblings, found by name in its folder; a
     4-D file holds the modalities along its last axis, in the order of ``modalities``. A list of files is taken as is.
@@ -126,6 +127,8 @@ class LoadImageCased(LoadCased):
         scans = {key: self._with_series(data[key], data.get("case", "")) for key in self.keys if key in data}
         loaded = super().__call__({**data, **scans})
         for key in self.key_iterator(loaded):
+            if None in as_list(data[key]):
+                loaded[key].meta["contrasts"] = self._there(data[key])
             # at a NIfTI name, MONAI 1.6's Spacingd takes MONAI Label's string "image_path" for a dict of metadata
             file = re.sub(r", \w+$", "", loaded[key].meta["filename_or_obj"])  # which names the channel of a 4-D file
             loaded[key].meta["filename_or_obj"] = without_ending(file)
@@ -142,11 +145,19 @@ class LoadImageCased(LoadCased):
 
     def _with_series(self, given: str | PathLike | Sequence, case: str) -> str | list[str | Series]:
         """The scans, with a DICOM series instead of each folder; which and why is printed."""
-        scans = with_series(str(given) if isinstance(given, PathLike) else given, self.modalities, self.series)
+        there = self._there(given)
+        given = given if isinstance(given, str | PathLike) else [scan for scan in given if scan is not None]
+        scans = with_series(str(given) if isinstance(given, PathLike) else given, there, self.series)
         for scan in as_list(scans):
             if isinstance(scan, Series):
                 tqdm.write(f"{case}: {scan.contrast} is the {scan}: {scan.reason}")
         return scans
+
+    def _there(self, given: str | PathLike | Sequence) -> list[str]:
+        """The modalities that the patient has: those that no None stands for."""
+        if isinstance(given, str | PathLike) or None not in given:
+            return self.modalities
+        return [name for name, scan in zip(self.modalities, given, strict=True) if scan is not None]
 
     def _channels(self, volume: nib.Nifti1Pair, file: str, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         if volume.shape[3] != len(self.modalities):

@@ -150,7 +150,8 @@ class CheckPlausibled(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(data):
             image = data[key]
-            found = examine(image.cpu().numpy(), self.modalities, voxel_sizes(np.asarray(image.affine)))
+            names = image.meta.get("contrasts", self.modalities)
+            found = examine(image.cpu().numpy(), names, voxel_sizes(np.asarray(image.affine)))
             if found.refused and not self.force:
                 case = image.meta.get("case") or image.meta.get("filename_or_obj", "the case")
                 raise BadCase(f"{case}: {'; '.join(found.refused.values())}; give others, or set force (--force)")
