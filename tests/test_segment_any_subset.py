@@ -11,6 +11,7 @@ import torch
 from cohort import write_case
 from monai.bundle import ConfigParser
 from tissnet_components.regions import LABELS_OF_REGIONS
+from tissnet_components.scans.cases import find_scans
 from tissnet_components.segment import segment
 from tissnet_components.weights import keep_recipe
 
@@ -67,3 +68,20 @@ def test_the_papers_subset_is_segmented_by_the_bundles_own_weights(bundle, scans
 def test_without_such_weights_a_subset_is_refused_in_one_sentence(scans, tmp_path):
     with pytest.raises(ValueError, match="needs the modalities t1, t1ce, t2; give --t1, --t2 as well"):
         segment(BUNDLE, t1ce=scans["t1ce"], out=tmp_path)
+
+
+def test_inferring_takes_what_each_case_of_a_folder_has(tmp_path):
+    for name, contrasts in {"anna": ["flair"], "ben": CONTRASTS}.items():
+        for contrast in contrasts:
+            (tmp_path / f"{name}_{contrast}.nii.gz").touch()
+    anna, ben = find_scans(str(tmp_path), CONTRASTS, str(tmp_path / "datalist.json"), "test", any_subset=True)
+    assert anna["image"] == [None, None, None, str(tmp_path / "anna_flair.nii.gz")]
+    assert None not in ben["image"]
+
+
+def test_inferring_a_datalist_leaves_to_synthesis_what_no_image_is(tmp_path):
+    case = {"case": "anna", "image": ["b.nii.gz", "a.nii.gz"]}
+    content = {"sources": ["t2", "t1"], "test": [case]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    (found,) = find_scans(str(tmp_path), CONTRASTS, str(tmp_path / "datalist.json"), "test", any_subset=True)
+    assert found["image"] == [str(tmp_path / "a.nii.gz"), None, str(tmp_path / "b.nii.gz"), None]

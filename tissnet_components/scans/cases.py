@@ -11,7 +11,7 @@ from monai.data import Dataset
 from monai.transforms import Transform, apply_transform
 from tissnet_components.errors import BadCase, UserError, in_one_sentence
 from tissnet_components.files import user_path
-from tissnet_components.scans.datalist import FILE_KEYS, as_list, lacking, load_datalist, refuse_lacking
+from tissnet_components.scans.datalist import FILE_KEYS, as_list, lacking, load_datalist, read_datalist, refuse_lacking
 from tissnet_components.scans.naming import check_case_name, doubled_file, find_candidates
 from tissnet_components.scans.nifti import (
     check_intensities,
@@ -51,7 +51,9 @@ class CaseDataset(Dataset):
             return {"case": entry["case"], "failed": in_one_sentence(error)}
 
 
-def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, section: str) -> list[dict[str, Any]]:
+def find_scans(
+    dataset_dir: str, modalities: Sequence[str], datalist: str, section: str, any_subset: bool = False
+) -> list[dict[str, Any]]:
     """The cases to run: a section of the datalist where there is one, else every scan in the folder.
 
     Nothing is opened. A file that a case of the folder lacks is listed under the name it should have, and a case with
@@ -62,16 +64,30 @@ def find_scans(dataset_dir: str, modalities: Sequence[str], datalist: str, secti
         modalities: the source modalities, in the order the network expects.
         datalist: JSON with cases by section.
         section: training, validation or test.
+        any_subset: None stands for a contrast that a case of the folder lacks, or that no image of the datalist is.
 
     Raises:
         ValueError: nothing found, a name not fit for a folder, or a bad datalist.
     """
     if os.path.isfile(user_path(datalist)):
-        return load_datalist(datalist, section, modalities)
+        named = (read_datalist(user_path(datalist))[1] if any_subset else None) or modalities
+        sources = [name for name in modalities if name in named]
+        listed = load_datalist(datalist, section, sources)
+        return [case | {"image": _in_places(case["image"], sources, modalities)} for case in listed]
     found = scans_below(user_path(dataset_dir), modalities)
     if not found:
         raise UserError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
-    return found
+    if not any_subset:
+        return found
+    return [case | {"image": [file if os.path.isfile(file) else None for file in case["image"]]} for case in found]
+
+
+def _in_places(files: Sequence[str], names: Sequence[str], modalities: Sequence[str]) -> list[str | None]:
+    """The files of the names, each in its modality's place; as they are where every modality has one."""
+    if list(names) == list(modalities):
+        return list(files)
+    file_of = dict(zip(names, files, strict=True))
+    return [file_of.get(name) for name in modalities]
 
 
 def scans_below(folder: str | Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
