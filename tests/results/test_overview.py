@@ -145,3 +145,16 @@ def test_a_constant_image_and_empty_masks_are_drawn():
 def test_what_cannot_be_drawn_is_refused(maps, settings, message):
     with pytest.raises(ValueError, match=message):
         overview_figure(maps, **settings)
+
+
+def test_panels_name_the_regions_and_the_contrasts_that_were_synthesised():
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 4))
+    source = np.concatenate([image[:1], np.full_like(image, -1)])
+    figure = overview_figure(
+        {"source": source, "synthetic": image, "fine": np.ones((3, 8, 8, 4))}, source_names=("t1", "t2", "flair")
+    )
+    regions = ["whole tumor", "tumor core", "enhancing tumor"]
+    assert titles(figure) == [
+        *("T1", "synthetic: T2", "synthetic: FLAIR"),
+        *(f"segmentation (fine): {name}" for name in regions),
+    ]

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
+from tissnet_components.regions import LABELS_OF_REGIONS
 
 CONTRASTS = {"t1": "T1", "t1ce": "contrast-enhanced T1", "t2": "T2", "flair": "FLAIR"}
 IMAGES = {"source": "source", "synthetic": "synthetic", "target": "real target"}
@@ -184,7 +185,9 @@ def _draw(slices: dict[str, np.ndarray], title: str, aspect: float, source_names
             corner = np.array([GAP + column * (PANEL + GAP), bottom])
             axes = figure.add_axes((*corner / size, *np.array([PANEL, height]) / size))
             _panel(axes, slices, name, channel, aspect)
-            axes.set_title(_panel_title(name, channel, source_names), color=INK, fontsize=9, pad=3)
+            axes.set_title(
+                _panel_title(name, channel, _names(slices, name, source_names)), color=INK, fontsize=9, pad=3
+            )
             axes.set_axis_off()
     _footer(figure, slices)
     return figure
@@ -193,25 +196,42 @@ def _draw(slices: dict[str, np.ndarray], title: str, aspect: float, source_names
 def _rows(slices: dict[str, np.ndarray]) -> list[list[tuple[str, int]]]:
     """Panels as (name, channel): images above maps, or all in one row when they are few.
 
-    A source that is the real target, as of the perceptor, has no panel of its own.
+    A source that is the real target, as of the perceptor, or that the patient lacks, has no panel of its own.
     """
     target = slices.get("target", [None])[0]
     panels = [
         (name, channel)
         for name, image in slices.items()
         for channel in range(len(image))
-        if name != "source" or not np.array_equal(image[channel], target)
+        if name != "source" or not (np.array_equal(image[channel], target) or _is_lacking(image, channel))
     ]
     images = [panel for panel in panels if panel[0] in IMAGES]
     others = [panel for panel in panels if panel[0] not in IMAGES]
     return [images + others] if len(panels) <= 5 else [row for row in (images, others) if row]
 
 
-def _panel_title(name: str, channel: int, source_names: Sequence[str]) -> str:
+def _is_lacking(image: np.ndarray, channel: int) -> bool:
+    """Whether this channel is background everywhere, unlike others: a contrast that the patient lacks."""
+    return bool((image[channel] == -1).all() and (image != -1).any())
+
+
+def _names(slices: dict[str, np.ndarray], name: str, source_names: Sequence[str]) -> Sequence[str]:
+    """What the channels of a map show: contrasts, of several synthetic ones those that were lacking, or regions."""
+    if name == "source" or len(slices[name]) == 1:
+        return source_names if name == "source" else ()
+    if name in IMAGES:
+        source = slices.get("source", np.zeros(0))
+        lacking = [given for number, given in enumerate(source_names[: len(source)]) if _is_lacking(source, number)]
+        return lacking if len(lacking) == len(slices[name]) else source_names
+    return list(LABELS_OF_REGIONS)
+
+
+def _panel_title(name: str, channel: int, names: Sequence[str]) -> str:
+    given = names[channel] if channel < len(names) else f"source {channel + 1}"
     if name == "source":
-        given = source_names[channel] if channel < len(source_names) else f"source {channel + 1}"
         return CONTRASTS.get(given, given)
-    return {**IMAGES, **PROBABILITIES, **MASKS}[name]
+    title = {**IMAGES, **PROBABILITIES, **MASKS}[name]
+    return f"{title}: {CONTRASTS.get(given, given)}" if channel < len(names) else title
 
 
 def _panel(axes: Axes, slices: dict[str, np.ndarray], name: str, channel: int, aspect: float) -> None:
