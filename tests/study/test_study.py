@@ -21,7 +21,10 @@ TINY = {"patch_size": [32, 32, 16], "widths": [2, 2, 2, 2, 2], "discriminator_ch
 @pytest.fixture
 def file(tmp_path):
     """A study of two rows on three patients, each entry of a datalist a name alone."""
-    cases = [{"case": name, "image": f"{name}.nii", "target": f"{name}_t.nii"} for name in ("anna", "bert", "carl")]
+    cases = [
+        {"case": name, "image": f"{name}.nii", "target": f"{name}_t.nii", "label": f"{name}_l.nii"}
+        for name in ("anna", "bert", "carl")
+    ]
     (tmp_path / "datalist.json").write_text(json.dumps({"sources": ["t2"], "training": cases}))
     return write_study(tmp_path)
 
