@@ -125,6 +125,14 @@ def test_help_names_every_command_without_importing_one(words):
     assert all(f"tissnet {name} " in told for name in COMMANDS)
 
 
+def test_segment_refuses_a_mistake_before_it_imports_what_takes_seconds():
+    program = "import sys; sys.argv = ['tissnet', 'segment', '--bundle', 'nowhere', '--t2', 'x']\n"
+    program += "from tissnet_components.__main__ import main\ntry: main()\nexcept SystemExit as end: print(end)\n"
+    program += "assert not {'torch', 'monai', 'ignite', 'matplotlib', 'pandas', 'itk'} & set(sys.modules), 'slow'"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "nowhere is not a bundle" in told
+
+
 def test_an_unknown_command_is_answered_with_those_that_there_are(monkeypatch):
     with pytest.raises(SystemExit, match="there is no command 'segmnt'; choose one of segment, phantom"):
         run(monkeypatch, "segmnt")

@@ -13,6 +13,7 @@ import fire
 from fire.decorators import SetParseFns
 from tissnet_components.errors import UserError, user_error
 from tissnet_components.files import user_path
+from tissnet_components.start import without_collecting
 
 COMMANDS = {  # name -> where it is, below this package, and its purpose; imported when it is called
     "segment": ("segment.segment", "segment patients, and synthesise the contrast that they lack"),
@@ -30,7 +31,8 @@ COMMANDS = {  # name -> where it is, below this package, and its purpose; import
 
 def find_command(name: str) -> Callable:
     """The function behind a command; only its own imports are made."""
-    return resolve_name(f"{__package__}.{COMMANDS[name][0]}")
+    with without_collecting():
+        return resolve_name(f"{__package__}.{COMMANDS[name][0]}")
 
 
 def print_commands() -> None:

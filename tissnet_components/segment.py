@@ -4,21 +4,22 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from ignite.engine import Engine
-from monai.bundle import ConfigParser
-from monai.engines import IterationEvents
 from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import import_highdicom
-from tissnet_components.results.maps import FILES, case_file, is_result, refuse_foreign
-from tissnet_components.scans.cases import scans_below
+from tissnet_components.results.files import FILES, case_file, is_result, refuse_foreign
 from tissnet_components.scans.dicom import holds_dicom
-from tissnet_components.scans.naming import check_case_name, tells_contrast
+from tissnet_components.scans.naming import check_case_name, scans_below, tells_contrast
 from tissnet_components.scans.nifti import nifti_files, without_ending
 from tissnet_components.scans.table import read_table
+from tissnet_components.start import without_collecting
+
+if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
+    import torch
+    from ignite.engine import Engine
+    from monai.bundle import ConfigParser
 
 OUT = Path()
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
@@ -224,7 +225,7 @@ def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
     return [{"case": row["case"], "image": [str(folder / user_path(row[name])) for name in modalities]} for row in rows]
 
 
-def _of_any_subset(bundle: Path, given: Collection[str]) -> ConfigParser | None:
+def _of_any_subset(bundle: Path, given: Collection[str]) -> "ConfigParser | None":
     """The bundle with the weights that take any of its contrasts, where it has them and they take these."""
     if not given or not os.path.isfile(Path(bundle, "models", "any_missing.pt")):
         return None
@@ -281,7 +282,9 @@ def _check_dicom(patients: list[dict[str, Any]]) -> None:
             raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
 
 
-def _available(device: str) -> torch.device:
+def _available(device: str) -> "torch.device":
+    import torch
+
     try:
         return torch.empty(0, device=str(device)).device
     except (RuntimeError, AssertionError) as error:  # torch's own two ways to say so
@@ -328,10 +331,13 @@ def _to_do(
     return [patient for patient in patients if not (resume and all(exists(patient, outputs)))]
 
 
-def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> ConfigParser:
+def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigParser":
     config = Path(bundle) / "configs" / "inference.json"
     if not os.path.isfile(config):
         raise FileMissing(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
+    with without_collecting():
+        from monai.bundle import ConfigParser
+
     parser = ConfigParser()
     try:
         parser.read_config([str(config), *(str(config.with_name(f"{name}.json")) for name in overlays)])
@@ -345,18 +351,20 @@ def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> ConfigPa
     return parser
 
 
-def _run(parser: ConfigParser, cases: list[dict[str, Any]], out: Path, former: Iterable[str]) -> dict[str, str]:
+def _run(parser: "ConfigParser", cases: list[dict[str, Any]], out: Path, former: Iterable[str]) -> dict[str, str]:
     """What `inferring` of the bundle does, of these cases. Returns the reasons of those that failed.
 
     Args:
         former: of these kinds, the files of a case from an earlier run are removed before new ones are written.
     """
+    from monai.engines import IterationEvents
+
     parser["cases"] = []  # file names are no expressions, and a parser would take some for one
     parser.get_parsed_content("initialize")
     parser.get_parsed_content("dataset").data = cases
     evaluator = parser.get_parsed_content("evaluator")
 
-    def remove_former(engine: Engine) -> None:
+    def remove_former(engine: "Engine") -> None:
         for name in former:
             case_file(out, engine.state.batch["case"][0], name).unlink(missing_ok=True)
 

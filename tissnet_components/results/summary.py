@@ -17,7 +17,7 @@ from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
 from tissnet_components.metrics import dice, predicted_dice
 from tissnet_components.regions import WHOLE, region_masks
-from tissnet_components.results.maps import case_file
+from tissnet_components.results.files import case_file
 from tqdm import tqdm
 
 LEAST = ("agreement", "predicted_dice")  # suspicious below their threshold

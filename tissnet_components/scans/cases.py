@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from monai.transforms import Transform, apply_transform
 from tissnet_components.errors import BadCase, UserError, in_one_sentence
 from tissnet_components.files import user_path
 from tissnet_components.scans.datalist import FILE_KEYS, as_list, lacking, load_datalist, read_datalist, refuse_lacking
-from tissnet_components.scans.naming import check_case_name, doubled_file, find_candidates
+from tissnet_components.scans.naming import scans_below
 from tissnet_components.scans.nifti import (
     check_intensities,
     check_label,
@@ -88,19 +87,6 @@ def _in_places(files: Sequence[str], names: Sequence[str], modalities: Sequence[
         return list(files)
     file_of = dict(zip(names, files, strict=True))
     return [file_of.get(name) for name in modalities]
-
-
-def scans_below(folder: str | Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
-    """The cases of a folder, as `find_scans` gives them; none where there is none."""
-    found = find_candidates(folder, modalities)
-    return [_found(check_case_name(case, folder), files, modalities) for case, files in found.items()]
-
-
-def _found(case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str]) -> dict[str, Any]:
-    beside = next(iter(files.values()))[0]
-    image = [str(files.get(name, [beside.with_name(f"{case}_{name}.nii.gz")])[0]) for name in modalities]
-    reason = doubled_file(case, files)
-    return {"case": case, "image": image, **({"unusable": reason} if reason else {})}
 
 
 def check_case(case: Mapping) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import itk
 import nibabel as nib
 import numpy as np
 from tissnet_components.errors import BadCase, PackageMissing
@@ -146,6 +145,8 @@ def read_series(series: Series) -> nib.Nifti1Image:
             f"{series.files[0]} is {series.modality or 'of no Modality'}, expected {' or '.join(IMAGE_MODALITIES)}"
         )
     files, affine = _in_order(series)
+    import itk  # a tenth of a second, for those who have DICOM
+
     try:
         image = itk.imread([str(file) for file in files], itk.F, imageio=itk.GDCMImageIO.New())
     except Exception as error:  # of a file that no reader takes, ITK 5.4 raises UnboundLocalError
@@ -338,6 +339,8 @@ def _check_gaps(files: Sequence[Path], gaps: np.ndarray) -> None:
 
 
 def _first_bad(files: Sequence[Path]) -> Path:
+    import itk
+
     for file in files:
         try:
             itk.imread(str(file), itk.F, imageio=itk.GDCMImageIO.New())

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tissnet_components.errors import BadCase
 from tissnet_components.files import existing_folder
@@ -77,6 +78,19 @@ def find_candidates(root: str | Path, modalities: Sequence[str]) -> dict[str, di
         for case, files in candidates_below(existing_folder(root)).items()
     }
     return {case: files for case, files in candidates.items() if files}
+
+
+def scans_below(folder: str | Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
+    """The cases of a folder, as `scans.cases.find_scans` gives them; none where there is none."""
+    found = find_candidates(folder, modalities)
+    return [_found(check_case_name(case, folder), files, modalities) for case, files in found.items()]
+
+
+def _found(case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str]) -> dict[str, Any]:
+    beside = next(iter(files.values()))[0]
+    image = [str(files.get(name, [beside.with_name(f"{case}_{name}.nii.gz")])[0]) for name in modalities]
+    reason = doubled_file(case, files)
+    return {"case": case, "image": image, **({"unusable": reason} if reason else {})}
 
 
 def tells_contrast(file: Path) -> bool:

@@ -1,0 +1,41 @@
+"""Where the results of a case lie, and which files are results; light, so that a command can refuse at once."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from tissnet_components.errors import UserError
+from tissnet_components.scans.nifti import is_nifti
+
+FILES = {  # what a case may leave in its folder, after its name
+    **{name: f"{name}.nii.gz" for name in ("seg", "synthetic", "error", "disagreement")},
+    "overview": "overview.png",
+    "slice": "slice.npz",
+    "summary": "summary.json",
+    "dicom_seg": "seg.dcm",
+}
+MARK = b"TISS-Net"  # in the header's description, of what may be replaced
+
+
+def case_file(output_dir: str | os.PathLike, case: str, name: str) -> Path:
+    """Where each of the `FILES` of a case lies; whatever the case is called, two cases share none."""
+    return Path(output_dir) / case / f"{case}_{FILES[name]}"
+
+
+def refuse_foreign(file: str | os.PathLike) -> None:
+    """Raise ValueError on a file that `AtomicNiftiWriter` did not write: an expert's label has the mask's name.
+
+    Files under other names than NIfTI's are not looked at.
+    """
+    if os.path.exists(file) and is_nifti(os.path.basename(file)) and not is_result(file):
+        raise UserError(f"{file} is there and is no result of TISS-Net; give another folder for the results")
+
+
+def is_result(file: str | os.PathLike) -> bool:
+    """Whether a NIfTI file says that `AtomicNiftiWriter` wrote it."""
+    try:
+        header: Any = nib.load(file).header
+        return header["descrip"].item() == MARK
+    except Exception:  # nibabel raises a dozen types; whatever it is, it is not ours
+        return False
