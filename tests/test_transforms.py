@@ -67,7 +67,7 @@ def test_a_scaled_file_gives_its_real_values(case, tmp_path):
     )
 
 
-@pytest.mark.parametrize("lacking", [{"target"}, {"label"}, {"image"}, {"target", "label"}, set()], ids=str)
+@pytest.mark.parametrize("lacking", [("target",), ("label",), ("image",), ("target", "label"), ()], ids=str)
 def test_what_a_case_lacks_becomes_zeros_on_its_grid_and_is_marked(case, lacking):
     given = {key: value for key, value in case.items() if key not in lacking}
     loaded = LoadCased(["image", "target", "label"], fill_missing=True)(given)
