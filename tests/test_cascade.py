@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from tissnet_components import cascade
 from tissnet_components.cascade import Frozen, PerceivedCascade, TissNet, refine_with_error
 from tissnet_components.unet25d import UNet25D
-from tissnet_components.weights import compact, keep_recipe, load_perceptor, load_weights, read_state
+from tissnet_components.weights import (
+    check_recipe,
+    compact,
+    keep_recipe,
+    load_perceptor,
+    load_weights,
+    read_recipe,
+    read_state,
+)
 from torch import nn
 
 WIDTHS = [2, 4, 4, 4, 4]
@@ -256,6 +264,15 @@ def test_a_tensor_is_no_state_dict(weights):
 def test_weights_of_another_network_are_refused(weights, network, message):
     with pytest.raises(ValueError, match=message):
         load_weights(network, str(weights))
+
+
+def test_a_norm_with_arguments_is_part_of_the_recipe(tmp_path):
+    group = ["group", {"num_groups": 8}]
+    keep_recipe(tmp_path / "model.pt", {"norm": tuple(group)})
+    assert read_recipe(tmp_path / "model.pt", {"norm": "batch"}) == {"norm": group}
+    check_recipe(tmp_path / "model.pt", {"norm": tuple(group)})
+    with pytest.raises(ValueError, match=r"trained with norm .* this run uses batch; give --norm"):
+        check_recipe(tmp_path / "model.pt", {"norm": "batch"})
 
 
 def test_weights_trained_otherwise_are_refused(weights):

@@ -75,6 +75,8 @@ def read_recipe(weights: str | Path, default: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_plain(name: str, value: Any) -> bool:
+    if name == "norm" and isinstance(value, list):  # MONAI's way to give a norm's arguments
+        return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
     kinds = (str,) if name in LISTED_NAMES else (int, float)
     return isinstance(value, str) or (isinstance(value, list) and all(type(one) in kinds for one in value))
 
@@ -87,7 +89,8 @@ def check_recipe(weights: str | Path, recipe: Mapping[str, Any]) -> None:
     for name, trained in read_recipe(weights, recipe).items():
         set_to = recipe.get(name, trained)
         if name not in SIZES and list(set_to) != list(trained):
-            option, shown = (trained, set_to) if isinstance(trained, str) else (json.dumps(trained), list(set_to))
+            option = trained if isinstance(trained, str) else json.dumps(trained)
+            shown = set_to if isinstance(set_to, str) else list(set_to)
             raise UserError(
                 f"{weights} was trained with {name} {trained} (says the .json beside it), and this run uses "
                 f"{shown}; give --{name} '{option}', or the configs of its training"
