@@ -1,6 +1,7 @@
 """`segment` with weights that take any subset of the contrasts."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 from cohort import write_case
+from dicom_files import save_all, slices_of
 from monai.bundle import ConfigParser
 from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.scans.cases import find_scans
-from tissnet_components.segment import segment
+from tissnet_components.segment import find_patients, segment
 from tissnet_components.weights import keep_recipe
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
 CONTRASTS = ["t1", "t1ce", "t2", "flair"]
-RECIPE = {"regions": list(LABELS_OF_REGIONS), "widths": [2, 2, 2, 2, 2], "window_size": [32, 32, 16]}
+RECIPE = {
+    "regions": list(LABELS_OF_REGIONS),
+    "widths": [2, 2, 2, 2, 2],
+    "window_size": [32, 32, 16],
+    "norm": ["group", {"num_groups": 2}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,7 @@ def bundle(tmp_path_factory) -> Path:
     state = parser.get_parsed_content("network_def").state_dict()
     for name in ("coarse", "fine"):  # so that something is found
         state[f"{'generator' if name == 'coarse' else 'segmentor'}.decoders.{name}.head.bias"] += 4
+    assert not [name for name in state if "running_mean" in name]  # no batch norm
     torch.save(state, folder / "models" / "any_missing.pt")
     return folder
 
@@ -43,10 +51,14 @@ def scans(tmp_path_factory) -> dict[str, str]:
     return dict(zip(CONTRASTS, [*case["image"], case["target"]], strict=True))
 
 
+def summary_of(out: Path, case: str) -> dict:
+    return json.loads((out / case / f"{case}_summary.json").read_text())
+
+
 @pytest.mark.parametrize("given", [["flair"], ["flair", "t1ce"], ["t1", "t2", "flair"], CONTRASTS], ids="+".join)
 def test_any_subset_is_segmented_and_the_others_are_synthesised(bundle, scans, given, tmp_path):
     segment(bundle, **{name: scans[name] for name in given}, out=tmp_path, case="anna", force=True)
-    summary = json.loads((tmp_path / "anna" / "anna_summary.json").read_text())
+    summary = summary_of(tmp_path, "anna")
     assert summary["real"] == [name for name in CONTRASTS if name in given]
     assert summary["synthetic"] == [name for name in CONTRASTS if name not in given]
     assert list(summary["regions_ml"]) == list(LABELS_OF_REGIONS)
@@ -62,12 +74,127 @@ def test_any_subset_is_segmented_and_the_others_are_synthesised(bundle, scans, g
 
 def test_the_papers_subset_is_segmented_by_the_bundles_own_weights(bundle, scans, tmp_path):
     segment(bundle, **{name: scans[name] for name in CONTRASTS[:3]}, out=tmp_path, case="anna", force=True)
-    assert "real" not in json.loads((tmp_path / "anna" / "anna_summary.json").read_text())
+    assert "real" not in summary_of(tmp_path, "anna")
 
 
-def test_without_such_weights_a_subset_is_refused_in_one_sentence(scans, tmp_path):
-    with pytest.raises(ValueError, match="needs the modalities t1, t1ce, t2; give --t1, --t2 as well"):
-        segment(BUNDLE, t1ce=scans["t1ce"], out=tmp_path)
+def test_weights_for_any_subset_take_the_papers_when_they_are_asked_for(bundle, scans, tmp_path):
+    weights = bundle / "models" / "any_missing.pt"
+    given = {name: scans[name] for name in CONTRASTS[:3]}
+    segment(bundle, **given, weights=weights, out=tmp_path, case="anna", force=True, outputs="seg")
+    assert summary_of(tmp_path, "anna")["synthetic"] == ["flair"]
+
+
+def test_each_patient_of_many_is_segmented_by_the_weights_that_take_its_contrasts(bundle, scans, tmp_path, capsys):
+    patients = {"anna": CONTRASTS[:3], "ben": ["flair"], "carl": CONTRASTS}
+    cases = write_patients(tmp_path, scans, patients)
+    segment(bundle, cases=cases, out=tmp_path / "out", outputs="seg", force=True)
+    assert "3 cases, 0 of them in DICOM folders, 2 by the weights for any subset" in capsys.readouterr().out
+    real = {name: summary_of(tmp_path / "out", name).get("real") for name in patients}
+    assert real == patients | {"anna": None}
+
+
+def test_a_table_has_empty_cells_for_what_a_patient_lacks(scans, tmp_path):
+    cases = write_patients(tmp_path, scans, {"anna": CONTRASTS[:3], "ben": ["flair"], "carl": CONTRASTS})
+    of_table, of_folder = (
+        find_patients(given, CONTRASTS[:3], tmp_path / "out", CONTRASTS)[0] for given in (cases / "cases.csv", cases)
+    )
+    assert of_table == of_folder
+    assert [len(patient["image"]) - patient["image"].count(None) for patient in of_table] == [3, 1, 4]
+    assert [patient["any_subset"] for patient in of_table] == [False, True, True]
+
+
+def write_patients(folder: Path, scans: dict[str, str], patients: dict[str, list[str]]) -> Path:
+    """A folder of patients with some of the scans, and a table of them."""
+    rows = []
+    for case, contrasts in patients.items():
+        files = {name: f"{case}_{name}.nii.gz" for name in contrasts}
+        (folder / "scans").mkdir(exist_ok=True)
+        for name, file in files.items():
+            shutil.copy(scans[name], folder / "scans" / file)
+        rows.append(",".join([case, *(files.get(name, "") for name in CONTRASTS)]))
+    (folder / "scans" / "cases.csv").write_text("\n".join([",".join(["case", *CONTRASTS]), *rows]))
+    return folder / "scans"
+
+
+def test_all_weights_of_many_patients_are_those_that_are_asked_for(bundle, scans, tmp_path):
+    cases = write_patients(tmp_path, scans, {"anna": CONTRASTS[:3], "ben": ["t1ce", "t2"]})
+    weights = bundle / "models" / "any_missing.pt"
+    segment(bundle, cases=cases, weights=weights, out=tmp_path / "out", outputs="seg", force=True)
+    assert [summary_of(tmp_path / "out", name)["synthetic"] for name in ("anna", "ben")] == [["flair"], ["t1", "flair"]]
+
+
+def test_one_scan_stands_for_those_beside_it_and_a_4d_file_for_all(bundle, scans, tmp_path):
+    write_patients(tmp_path, scans, {"anna": ["t2", "flair"]})
+    whole = nib.concat_images([scans[name] for name in CONTRASTS])
+    nib.save(whole, tmp_path / "whole.nii.gz")
+    weights = {"weights": bundle / "models" / "any_missing.pt", "out": tmp_path / "out", "force": True}
+    segment(bundle, image=tmp_path / "scans" / "anna_flair.nii.gz", case="anna", outputs="seg", **weights)
+    segment(bundle, image=tmp_path / "whole.nii.gz", case="whole", outputs="synthetic", **weights)
+    assert summary_of(tmp_path / "out", "anna")["real"] == ["t2", "flair"]
+    assert summary_of(tmp_path / "out", "whole")["real"] == CONTRASTS
+    assert not (tmp_path / "out" / "whole" / "whole_synthetic.nii.gz").exists()
+
+
+def test_a_patient_with_every_contrast_is_finished_without_a_synthetic_one(bundle, scans, tmp_path):
+    options = scans | {"out": tmp_path, "case": "anna", "force": True, "outputs": ["seg", "synthetic"]}
+    segment(bundle, **options)
+    summary = tmp_path / "anna" / "anna_summary.json"
+    before = summary.stat().st_mtime_ns
+    segment(bundle, **options, resume=True)
+    assert summary.stat().st_mtime_ns == before
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"synthetic": ["flair"]}))
+    segment(bundle, **options, resume=True)
+    assert json.loads(summary.read_text())["synthetic"] == []
+
+
+def test_the_contrasts_of_a_dicom_study_are_found_by_their_headers(bundle, scans, tmp_path):
+    for name, description in {"t1ce": "t1 mprage post gd", "flair": "t2 flair ax"}.items():
+        save_all(slices_of(nib.load(scans[name]), description=description), tmp_path / "scans" / "anna" / name[:3])
+    (tmp_path / "scans" / "ben").mkdir()
+    (tmp_path / "scans" / "anna" / "fla").rename(tmp_path / "scans" / "ben" / "flair")
+    anna, ben = find_patients(tmp_path / "scans", CONTRASTS[:3], tmp_path / "out", CONTRASTS)[0]
+    assert anna["image"] == [None, str(tmp_path / "scans" / "anna"), None, None]
+    assert ben["image"] == [None, None, None, str(tmp_path / "scans" / "ben" / "flair")]
+
+
+@pytest.mark.parametrize(
+    ("shipped", "options", "sentence"),
+    [
+        (False, {"t1ce": "a.nii"}, "needs the modalities t1, t1ce, t2; give --t1, --t2 as well (any subset of the con"),
+        (False, {"flair": "a.nii"}, "give --t1, --t1ce, --t2 as well (any subset of the contrasts needs"),
+        (True, {}, "give at least one of --t1, --t1ce, --t2, --flair"),
+        (True, {"t1": "a.nii", "image": "b.nii"}, "does not use image; it takes any of t1, t1ce, t2, flair"),
+        (True, {"flair": "a.nii", "consensus": True}, "--consensus asks a perceptor"),
+    ],
+)
+def test_scans_that_no_weights_take_are_refused_in_one_sentence(bundle, shipped, options, sentence, tmp_path):
+    if not shipped:
+        (bundle := tmp_path / "bundle").mkdir()
+        shutil.copytree(BUNDLE / "configs", bundle / "configs")
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        segment(bundle, **options, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("case,flair\nanna,\n", "line 2: no t1, t1ce, t2 or flair; fill it in or leave the case out"),
+        ("case,adc\nanna,a.nii\n", "line 2: no t1, t1ce, t2 or flair"),
+        ("case,t1\n", "names no case"),
+    ],
+)
+def test_a_patient_of_a_table_without_any_contrast_is_named(bundle, tmp_path, text, reason):
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        segment(bundle, cases=tmp_path / "cases.csv", out=tmp_path / "out")
+
+
+def test_two_files_of_one_contrast_are_named(bundle, scans, tmp_path, capsys):
+    write_patients(tmp_path, scans, {"anna": ["t2"]})
+    shutil.copy(scans["t2"], tmp_path / "scans" / "anna_t2w.nii.gz")
+    with pytest.raises(SystemExit):
+        segment(bundle, cases=tmp_path / "scans", out=tmp_path / "out")
+    assert "are t2 of anna; keep one of them" in "".join(capsys.readouterr())
 
 
 def test_inferring_takes_what_each_case_of_a_folder_has(tmp_path):

@@ -27,7 +27,7 @@ class LoadImageServed(LoadImageCased):
     """``LoadImageCased`` that first checks a request of MONAI Label; data without ``image_path`` is no request.
 
     Args:
-        keys, modalities, series: of ``LoadImageCased``.
+        keys, modalities, series, any_subset: of ``LoadImageCased``.
         network: what the server will fill with the weights.
         weights: the bundle's file of weights, ``models/model.pt``.
 
@@ -44,8 +44,9 @@ class LoadImageServed(LoadImageCased):
         network: nn.Module,
         weights: str,
         series: Mapping[str, str] | None = None,
+        any_subset: bool = False,
     ) -> None:
-        super().__init__(keys, modalities, series)
+        super().__init__(keys, modalities, series, any_subset)
         self.network, self.weights = network, Path(weights)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -1,5 +1,6 @@
 """Segment one patient or many with a bundle, for people who know no MONAI."""
 
+import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from os.path import realpath
@@ -10,6 +11,7 @@ from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import import_highdicom
 from tissnet_components.results.files import FILES, case_file, is_result, refuse_foreign
+from tissnet_components.scans.choice import contrasts_below
 from tissnet_components.scans.dicom import holds_dicom
 from tissnet_components.scans.naming import check_case_name, scans_below, tells_contrast
 from tissnet_components.scans.nifti import nifti_files, without_ending
@@ -22,6 +24,7 @@ if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
     from monai.bundle import ConfigParser
 
 OUT = Path()
+ANY_SUBSET = "any_missing"  # weights of this name take any subset of the contrasts
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
 
 
@@ -63,7 +66,8 @@ def segment(
     (_synthetic, -1 to 1), where the network doubts its first segmentation (_error), where its two final ones differ
     (_disagreement), a picture (_overview.png), and volume and quality flags (_summary.json).
     Exit status: 0, all went well; 1, a case failed, listed at the end with the reason.
-    Another subset of the contrasts needs models/any_missing.pt in the bundle; all that is missing is then synthesised.
+    A patient with another subset of the contrasts needs models/any_missing.pt in the bundle; all that is missing is
+    then synthesised.
     For research; not a medical device.
 
     Args:
@@ -95,8 +99,9 @@ def segment(
         consensus: answer with the mean of two segmentations: the cascade's, and that of the perceptor, which looks at
             the synthetic image alone. Its weights, perceptor.pt, lie beside the others. By default as the bundle says:
             no for the glioma, yes for the schwannoma.
-        weights: file of trained weights; by default the bundle's models/model.pt. The file beside it tells which scans
-            they need.
+        weights: file of trained weights for every patient; by default the bundle's models/model.pt, and its
+            models/any_missing.pt for patients with other contrasts. The file beside it tells which scans they need.
+            A file called any_missing.pt takes any subset.
         skip_unmatched: leave out what of the folder of many patients is told to be passed over; else the exit status
             is 1.
 
@@ -105,22 +110,22 @@ def segment(
         FileNotFoundError: no bundle, or no weights.
         SystemExit: status 1, some of many cases failed.
     """
-    parser = _read_bundle(bundle, weights)
-    modalities = parser.get_parsed_content("source_modalities")
+    own = _read_bundle(bundle, weights)
+    any_subset = own if own["any_subset"] else _of_any_subset(bundle, weights)
+    modalities = own.get_parsed_content("source_modalities")
+    known = any_subset.get_parsed_content("source_modalities") if any_subset else []
     scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
     given = {name: str(file) for name, file in scans.items() if file}
-    if weights is None and not cases and set(given) not in ({"image"}, set(modalities)):
-        parser = _of_any_subset(bundle, given) or parser
-        modalities = parser.get_parsed_content("source_modalities")
     if cases and (given or case):
         raise UserError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
     out, passed_over = Path(out), {}
     if cases:
-        patients, passed_over = find_patients(cases, modalities, out)
+        patients, passed_over = find_patients(cases, modalities, out, known)
         _tell(cases, patients, passed_over)
     else:
-        takes_any = parser["model_name"] == "any_missing"
-        patients = [_one_patient(given, modalities, bundle, case, takes_any)]
+        patients = [_one_patient(given, modalities, known, bundle, case)]
+    if consensus and (own["any_subset"] or any(patient["any_subset"] for patient in patients)):
+        raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
     if dicom_seg:
         _check_dicom(patients)
@@ -137,8 +142,12 @@ def segment(
         "device": None if device is None else _available(device),
         "inferer::inferer::progress": not cases,
     }
-    parser.update({key: value for key, value in settings.items() if value is not None})
-    failed = _run(parser, todo, out, former=list(FILES) if overwrite else ["summary"]) if todo else {}
+    failed: dict[str, str] = {}
+    for parser in (own, any_subset if any_subset is not own else None):
+        theirs = [patient for patient in todo if parser is (any_subset if patient["any_subset"] else own)]
+        if parser and theirs:
+            parser.update({key: value for key, value in settings.items() if value is not None})
+            failed |= _run(parser, theirs, out, former=list(FILES) if overwrite else ["summary"])
     print(f"results in {out if cases else out / patients[0]['case']}")
     if failed and not cases:
         raise UserError(failed[patients[0]["case"]])
@@ -146,24 +155,27 @@ def segment(
 
 
 def find_patients(
-    cases: str | Path, modalities: Sequence[str], out: str | Path
+    cases: str | Path, modalities: Sequence[str], out: str | Path, known: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The patients of a CSV file, of a folder of NIfTI files named as in BraTS, or of DICOM folders; none is opened.
 
     Args:
         out: a folder in which no scans are looked for, since results go there.
+        known: contrasts of which a patient may have any subset, if there are weights for that.
 
     Returns:
-        entries of ``case``, the name, and ``image``, the scans of the modalities, in their order; and what was passed
-        over, file -> reason. Relative paths in a CSV start at its folder.
+        entries of ``case``, the name; ``any_subset``, whether the patient has others of the known contrasts than the
+        modalities; and ``image``, the scans of the modalities, or else of all that are known, in their order, None for
+        what is absent; and what was passed over, file -> reason. Relative paths in a CSV start at its folder.
 
     Raises:
         ValueError: nothing found, a column or cell missing, a name used twice or not fit for a folder.
     """
     cases = Path(cases)
     patients, passed_over = (
-        _in_folder(cases, modalities, Path(out)) if cases.is_dir() else (_in_table(cases, modalities), {})
+        _in_folder(cases, modalities, Path(out), known) if cases.is_dir() else (_in_table(cases, modalities, known), {})
     )
+    patients = [patient | _placed(patient["image"], modalities, known) for patient in patients]
     names = [check_case_name(patient["case"], cases) for patient in patients]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -171,9 +183,21 @@ def find_patients(
     return patients, passed_over
 
 
-def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    named = scans_below(folder, modalities)
-    taken = {Path(scan) for case in named for scan in case["image"]}
+def _placed(scans: Mapping[str, str | None], modalities: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """The scans in the order of the weights that take them: the bundle's own, if it is these, or any subset's."""
+    any_subset = bool(known) and {name for name, scan in scans.items() if scan} != set(modalities)
+    return {"any_subset": any_subset, "image": [scans.get(name) for name in (known if any_subset else modalities)]}
+
+
+def _in_folder(
+    folder: Path, modalities: Sequence[str], out: Path, known: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    names = known or modalities
+    named = [
+        case | {"image": dict(zip(names, case["image"], strict=True))}
+        for case in scans_below(folder, names, any_subset=bool(known))
+    ]
+    taken = {Path(scan) for case in named for scan in case["image"].values() if scan}
     patients = list(_dicom_patients(folder, taken, out))
     if not named and not patients:
         wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
@@ -183,7 +207,7 @@ def _in_folder(folder: Path, modalities: Sequence[str], out: Path) -> tuple[list
     reason = (
         f"its name tells no contrast; name it CASE_{modalities[0]}.nii.gz, list it in a CSV, or give --skip-unmatched"
     )
-    apart = [{"case": patient.name, "image": _dicom_folders(patient, modalities)} for patient in patients]
+    apart = [{"case": patient.name, "image": _dicom_folders(patient, modalities, known)} for patient in patients]
     unnamed = [file for file in nifti_files(folder) if not tells_contrast(file) and not is_result(file)]
     return [*named, *apart], {str(file.relative_to(folder)): reason for file in unnamed}
 
@@ -202,45 +226,57 @@ def _dicom_patients(folder: Path, taken: Collection[Path], out: Path) -> Iterato
 
 def _tell(cases: Path, patients: list[dict[str, Any]], passed_over: Mapping[str, str]) -> None:
     """What was found, and what was passed over."""
-    folders = sum(os.path.isdir(patient["image"][0]) for patient in patients)
-    print(f"{cases}: {len(patients)} cases, {folders} of them in DICOM folders; {len(passed_over)} files passed over")
+    folders = sum(os.path.isdir(_scans(patient)[0]) for patient in patients)
+    others = sum(patient["any_subset"] for patient in patients)
+    of_them = f"{folders} of them in DICOM folders" + (f", {others} by the weights for any subset" if others else "")
+    print(f"{cases}: {len(patients)} cases, {of_them}; {len(passed_over)} files passed over")
     for file, reason in passed_over.items():
         print(f"  {file}: {reason}")
 
 
-def _dicom_folders(patient: Path, modalities: Sequence[str]) -> list[str]:
-    """A folder per modality where they are named so, else the patient's for each."""
-    apart = any((patient / name).is_dir() for name in modalities)
-    return [str(patient / name if apart else patient) for name in modalities]
+def _dicom_folders(patient: Path, modalities: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """A folder per modality where they are named so, else the patient's for each; those that are there, of any."""
+    apart = [name for name in known or modalities if (patient / name).is_dir()]
+    if apart:
+        return {name: str(patient / name) for name in (apart if known else modalities)}
+    there = contrasts_below(patient).intersection(known) if known else set()
+    return {name: str(patient) for name in there or modalities}
 
 
-def _in_table(path: Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
-    columns = ["case", *modalities]
+def _in_table(path: Path, modalities: Sequence[str], known: Sequence[str]) -> list[dict[str, Any]]:
+    columns = ["case", *(() if known else modalities)]
     rows, folder = read_table(path, columns), path.absolute().parent
     if not rows:
-        raise UserError(f"{path} names no case; give a folder or a CSV with {','.join(columns)}")
+        raise UserError(f"{path} names no case; give a folder or a CSV with {','.join(['case', *modalities])}")
     for row in rows:
-        if empty := [name for name in columns if not row[name]]:
+        empty = [name for name in columns if not row[name]]
+        if known and not any(map(row.get, known)):
+            empty.append(", ".join(known[:-1]) + f" or {known[-1]}")
+        if empty:
             raise UserError(f"{path}, line {row['line']}: no {empty[0]}; fill it in or leave the case out")
-    return [{"case": row["case"], "image": [str(folder / user_path(row[name])) for name in modalities]} for row in rows]
+    return [
+        {"case": row["case"], "image": {n: str(folder / user_path(row[n])) for n in known or modalities if row.get(n)}}
+        for row in rows
+    ]
 
 
-def _of_any_subset(bundle: Path, given: Collection[str]) -> "ConfigParser | None":
-    """The bundle with the weights that take any of its contrasts, where it has them and they take these."""
-    if not given or not os.path.isfile(Path(bundle, "models", "any_missing.pt")):
+def _of_any_subset(bundle: Path, weights: Path | None) -> "ConfigParser | None":
+    """The bundle with its weights that take any of its contrasts, where it has them and no others are asked for."""
+    if weights is not None or not os.path.isfile(Path(bundle, "models", f"{ANY_SUBSET}.pt")):
         return None
-    parser = _read_bundle(bundle, None, "inference_any_missing")
-    return parser if set(given) <= set(parser.get_parsed_content("source_modalities")) else None
+    return _read_bundle(bundle, None, f"inference_{ANY_SUBSET}")
 
 
 def _one_patient(
-    given: dict[str, str], modalities: list[str], bundle: Path, case: str | None, takes_any: bool
+    given: dict[str, str], modalities: list[str], known: list[str], bundle: Path, case: str | None
 ) -> dict[str, Any]:
-    scans: Any = [given.get(name) for name in modalities]
-    if not takes_any or not given:
-        scans = given["image"] if list(given) == ["image"] else _choose(given, modalities, bundle)
-    first = without_ending(Path(_scans({"image": scans})[0]).absolute().name)
-    return {"case": check_case_name(str(case or first), "--case"), "image": scans}  # Fire makes 7 of a patient called 7
+    if list(given) == ["image"]:
+        patient: dict[str, Any] = {"any_subset": False, "image": given["image"]}
+    else:
+        _check_given(given, modalities, known, bundle)
+        patient = _placed(given, modalities, known)
+    first = without_ending(Path(_scans(patient)[0]).absolute().name)
+    return {"case": check_case_name(str(case or first), "--case"), **patient}  # Fire makes 7 of a patient called 7
 
 
 def _scans(patient: Mapping[str, Any]) -> list[str]:
@@ -248,16 +284,18 @@ def _scans(patient: Mapping[str, Any]) -> list[str]:
     return [scan for scan in _listed(patient["image"]) if scan is not None]
 
 
-def _choose(given: dict[str, str], needed: list[str], bundle: Path) -> list[str]:
-    """The files of the needed modalities, in order."""
+def _check_given(given: dict[str, str], needed: list[str], known: list[str], bundle: Path) -> None:
+    """Refuse other scans than the needed modalities, or than any that are known."""
     missing = [name for name in needed if name not in given]
-    if missing:
+    if missing and not (known and given):
         options = ", ".join(f"--{name}" for name in missing)
-        raise UserError(f"{bundle} needs the modalities {', '.join(needed)}; give {options} as well")
-    unused = sorted(set(given) - set(needed))
-    if unused:
-        raise UserError(f"{bundle} does not use {', '.join(unused)}; it needs {', '.join(needed)} alone")
-    return [given[name] for name in needed]
+        some = f"at least one of --{', --'.join(known)}" if known else f"{options} as well"
+        hint = "" if known else f" (any subset of the contrasts needs models/{ANY_SUBSET}.pt)"
+        raise UserError(f"{bundle} needs the modalities {', '.join(needed)}; give {some}{hint}")
+    if unused := sorted(set(given) - set(known or needed)):
+        takes = f"takes any of {', '.join(known)}" if known else f"needs {', '.join(needed)} alone"
+        hint = "" if known else f" (more contrasts need models/{ANY_SUBSET}.pt)"
+        raise UserError(f"{bundle} does not use {', '.join(unused)}; it {takes}{hint}")
 
 
 def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
@@ -328,7 +366,18 @@ def _to_do(
     for case in begun:
         for name in FILES:
             refuse_foreign(case_file(out, case, name))
-    return [patient for patient in patients if not (resume and all(exists(patient, outputs)))]
+    return [patient for patient in patients if not (resume and _finished(out, patient["case"], outputs))]
+
+
+def _finished(out: Path, case: str, outputs: Iterable[str]) -> bool:
+    """Whether the results of a case are all there; where every contrast is real, no synthetic one is among them."""
+    missing = [name for name in outputs if not os.path.exists(case_file(out, case, name))]
+    if missing != ["synthetic"]:
+        return not missing
+    try:
+        return json.loads(case_file(out, case, "summary").read_text(encoding="utf-8"))["synthetic"] == []
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigParser":
@@ -340,11 +389,13 @@ def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigP
 
     parser = ConfigParser()
     try:
+        if weights is not None and Path(weights).stem == ANY_SUBSET:
+            overlays = (*overlays, f"inference_{ANY_SUBSET}")
         parser.read_config([str(config), *(str(config.with_name(f"{name}.json")) for name in overlays)])
         parser["bundle_root"] = str(bundle)
         if weights is not None:
             parser["ckpt_path"] = str(weights)
-        for name in ("source_modalities", "widths", "inferer"):
+        for name in ("source_modalities", "widths", "inferer", "any_subset"):
             parser[name]
     except Exception as error:  # MONAI raises whatever a content that it does not check leads to
         raise UserError(f"{config} is not a bundle's configuration ({error}); fetch the bundle again") from error

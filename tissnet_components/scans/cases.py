@@ -73,12 +73,10 @@ def find_scans(
         sources = [name for name in modalities if name in named]
         listed = load_datalist(datalist, section, sources)
         return [case | {"image": _in_places(case["image"], sources, modalities)} for case in listed]
-    found = scans_below(user_path(dataset_dir), modalities)
+    found = scans_below(user_path(dataset_dir), modalities, any_subset)
     if not found:
         raise UserError(f"{dataset_dir} holds neither datalist.json nor scans like CASE_t1.nii.gz; give --dataset_dir")
-    if not any_subset:
-        return found
-    return [case | {"image": [file if os.path.isfile(file) else None for file in case["image"]]} for case in found]
+    return found
 
 
 def _in_places(files: Sequence[str], names: Sequence[str], modalities: Sequence[str]) -> list[str | None]:

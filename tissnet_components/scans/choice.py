@@ -50,6 +50,12 @@ def choose_series(folder: str | Path, modality: str, wanted: str | None = None) 
     return choose(find_series(folder), folder, modality, wanted)
 
 
+def contrasts_below(folder: str | Path) -> set[str]:
+    """What the DICOM series below a folder show, as far as their headers tell."""
+    images = [series for series in find_series(folder) if series.modality in IMAGE_MODALITIES]
+    return {told.contrast for told in _told(images).values() if told.contrast}
+
+
 def choose(found: Sequence[Series], folder: str | Path, modality: str, wanted: str | None = None) -> Series:
     """The series of a modality among those of a folder, with the reason.
 

@@ -111,6 +111,7 @@ class LoadImageCased(LoadCased):
     Args:
         keys: ``image``.
         modalities: what the network expects, in order. With one alone, a file needs no particular name.
+        any_subset: one of the scans stands for those that the patient has, and not for all modalities.
         series: modality -> the DICOM series to take, where the user says so, see `with_series`.
 
     Raises:
@@ -118,12 +119,17 @@ class LoadImageCased(LoadCased):
     """
 
     def __init__(
-        self, keys: KeysCollection, modalities: Sequence[str], series: Mapping[str, str] | None = None
+        self,
+        keys: KeysCollection,
+        modalities: Sequence[str],
+        series: Mapping[str, str] | None = None,
+        any_subset: bool = False,
     ) -> None:
         super().__init__(keys)
-        self.modalities, self.series = list(modalities), dict(series or {})
+        self.modalities, self.series, self.any_subset = list(modalities), dict(series or {}), any_subset
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        data = {**data, **{key: self._one_by_one(data[key]) for key in self.keys if key in data}}
         scans = {key: self._with_series(data[key], data.get("case", "")) for key in self.keys if key in data}
         loaded = super().__call__({**data, **scans})
         for key in self.key_iterator(loaded):
@@ -133,6 +139,12 @@ class LoadImageCased(LoadCased):
             file = re.sub(r", \w+$", "", loaded[key].meta["filename_or_obj"])  # which names the channel of a 4-D file
             loaded[key].meta["filename_or_obj"] = without_ending(file)
         return loaded
+
+    def _one_by_one(self, given: str | PathLike | Sequence) -> str | PathLike | Sequence:
+        """Those of the patient's scans that are there, where one of them stands for the patient."""
+        if not self.any_subset or not isinstance(given, str | PathLike) or len(check_readable(given).shape) == 4:
+            return given
+        return find_siblings(given, self.modalities, any_subset=True)
 
     def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         if not isinstance(given, str | PathLike):

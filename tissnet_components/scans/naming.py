@@ -80,15 +80,19 @@ def find_candidates(root: str | Path, modalities: Sequence[str]) -> dict[str, di
     return {case: files for case, files in candidates.items() if files}
 
 
-def scans_below(folder: str | Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
+def scans_below(folder: str | Path, modalities: Sequence[str], any_subset: bool = False) -> list[dict[str, Any]]:
     """The cases of a folder, as `scans.cases.find_scans` gives them; none where there is none."""
     found = find_candidates(folder, modalities)
-    return [_found(check_case_name(case, folder), files, modalities) for case, files in found.items()]
+    return [_found(check_case_name(case, folder), files, modalities, any_subset) for case, files in found.items()]
 
 
-def _found(case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str]) -> dict[str, Any]:
+def _found(
+    case: str, files: Mapping[str, Sequence[Path]], modalities: Sequence[str], any_subset: bool
+) -> dict[str, Any]:
     beside = next(iter(files.values()))[0]
-    image = [str(files.get(name, [beside.with_name(f"{case}_{name}.nii.gz")])[0]) for name in modalities]
+    expected = {name: [None if any_subset else beside.with_name(f"{case}_{name}.nii.gz")] for name in modalities}
+    scans = [{**expected, **files}[name][0] for name in modalities]
+    image = [None if scan is None else str(scan) for scan in scans]
     reason = doubled_file(case, files)
     return {"case": case, "image": image, **({"unusable": reason} if reason else {})}
 
@@ -107,8 +111,11 @@ def doubled_file(case: str, files: Mapping[str, Sequence[Path]]) -> str | None:
     return f"both {one} and {other} are {twice} of {case}; keep one of them"
 
 
-def find_siblings(file: str | Path, modalities: Sequence[str]) -> list[Path]:
+def find_siblings(file: str | Path, modalities: Sequence[str], any_subset: bool = False) -> list[Path | None]:
     """The scans of one patient, found by name beside one of them, in the order of ``modalities``.
+
+    Args:
+        any_subset: None stands for a sibling that is missing.
 
     Raises:
         BadCase: the name tells no contrast, or a sibling is missing or doubled.
@@ -126,9 +133,9 @@ def find_siblings(file: str | Path, modalities: Sequence[str]) -> list[Path]:
             beside[modality].append(other)
     found, doubled = unambiguous({named[0]: beside})
     missing = [modality for modality in modalities if modality not in beside]
-    if doubled or missing:
+    if doubled or not beside or (missing and not any_subset):
         raise BadCase(doubled.get(named[0]) or f"{named[0]} has no {', '.join(missing)} in {folder}; add the file")
-    return [found[named[0]][modality] for modality in modalities]
+    return [found[named[0]].get(modality) for modality in modalities]
 
 
 def candidates_below(root: Path) -> dict[str, dict[str, list[Path]]]:
