@@ -16,7 +16,7 @@ from tissnet_components.scans.dicom import holds_dicom
 from tissnet_components.scans.naming import check_case_name, scans_below, tells_contrast
 from tissnet_components.scans.nifti import nifti_files, without_ending
 from tissnet_components.scans.table import read_table
-from tissnet_components.start import without_collecting
+from tissnet_components.start import import_monai
 
 if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
     import torch
@@ -384,8 +384,8 @@ def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigP
     config = Path(bundle) / "configs" / "inference.json"
     if not os.path.isfile(config):
         raise FileMissing(f"{bundle} is not a bundle: it has no configs/inference.json; give --bundle its folder")
-    with without_collecting():
-        from monai.bundle import ConfigParser
+    import_monai()
+    from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     try:
