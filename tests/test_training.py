@@ -481,12 +481,6 @@ def test_flips_of_anything_but_axes_are_refused(flips):
         CascadeInferer(SimpleInferer(), flips=flips)
 
 
-def test_a_wrapped_network_is_unwrapped():
-    wrapped = nn.Module()
-    wrapped.module = Probe()
-    assert set(CascadeInferer(SimpleInferer())(torch.zeros(1, 1, 2, 2, 2), wrapped)) == {"double", "inverse"}
-
-
 def test_sliding_windows_of_a_real_cascade_cover_a_volume(network):
     inferer = CascadeInferer(SlidingWindowInferer((32, 32, 8), 1, overlap=0.25, mode="gaussian"))
     maps = inferer(torch.randn(1, 3, 40, 33, 11), network.eval())

@@ -74,7 +74,11 @@ def _reader(name: str, hint: Any) -> Callable[[str], Any] | None:
         return lambda text: user_path(_read(name, "a path", _text, text))
     if str in kinds:
         return partial(_read, name, "a name", _text)
-    known = {bool: ("true or false", _truth), int: ("a whole number", int), float: ("a number", float)}
+    known: dict[Any, tuple[str, Callable[[str], Any]]] = {
+        bool: ("true or false", _truth),
+        int: ("a whole number", int),
+        float: ("a number", float),
+    }
     return next((partial(_read, name, *known[kind]) for kind in kinds if kind in known), None)
 
 

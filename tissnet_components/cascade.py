@@ -1,7 +1,7 @@
 """The cascade: generator, then segmentor (Fig. 2d), and loading what was trained."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tissnet_components.errors import UserError
@@ -110,6 +110,16 @@ class TissNet(nn.Module):
         return self.segmentor(torch.cat([visible[name] for name in self.segmentor_inputs], dim=1), branches)
 
 
+class Cascading(Protocol):
+    """A network that gives its answer, or every map by name."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """``fine``."""
+
+    def cascade(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``fine`` and the others."""
+
+
 class PerceivedCascade(nn.Module):
     """A cascade and the perceptor's view of its synthetic image.
 
@@ -120,7 +130,7 @@ class PerceivedCascade(nn.Module):
         consensus: the answer ``fine`` becomes the mean of itself and ``perceived``.
     """
 
-    def __init__(self, network: nn.Module, perceptor: nn.Module | None = None, consensus: bool = False) -> None:
+    def __init__(self, network: Cascading, perceptor: nn.Module | None = None, consensus: bool = False) -> None:
         super().__init__()
         self.network = network
         self.perceptor = None if perceptor is None else Frozen(perceptor)

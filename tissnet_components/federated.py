@@ -106,7 +106,9 @@ def train_at_site(bundle: str, *configs: str) -> None:
         eval_kwargs={"model_name": "federated"},
     )
     algorithm.initialize({ExtraItems.CLIENT_NAME: site})
-    if algorithm.trainer.state.epoch:  # then MONAI's one epoch is done, and each round would train nothing
+    if (
+        algorithm.trainer and algorithm.trainer.state.epoch
+    ):  # then MONAI's one epoch is done, and each round would train nothing
         raise UserError(f"{site} resumes an earlier training; give an empty ckpt_dir in {files[-1]}")
     while flare.is_running():
         shared = ExchangeObject(weights=flare.receive().params)

@@ -79,7 +79,8 @@ class LearningRates:
     """
 
     def __init__(self, players: Sequence[Player | None]) -> None:
-        self.schedulers = [player.scheduler for player in players if player is not None]
+        schedulers = [player.scheduler for player in players if player is not None]
+        self.schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
 
     def attach(self, engine: Trainer) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -124,7 +125,8 @@ class AverageWeights:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Trainer) -> None:
-        self.player.average.update_parameters(self.player.module)
+        if self.player.average is not None:
+            self.player.average.update_parameters(self.player.module)
 
 
 class TrainingCheckpoint:
@@ -223,7 +225,8 @@ class TrainingCheckpoint:
         """TensorBoard's own way to say that a run was restarted: readers drop what came later."""
         if self.writer is not None:
             restarted = Event(session_log=SessionLog(status=SessionLog.START))
-            self.writer.file_writer.add_event(restarted, step=iteration + 1)
+            events: Any = self.writer.file_writer
+            events.add_event(restarted, step=iteration + 1)
 
     @staticmethod
     def _refuse_to_start_over(engine: Trainer, path: Path) -> None:

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SlidingWindowInferer
 from tissnet_components.cascade import PerceivedCascade
@@ -65,8 +64,7 @@ class CascadeInferer(Inferer):
         precision = best_precision(device) if self.precision == "auto" else self.precision
         return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
 
-    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        network = getattr(network, "module", network)
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         seen = network if self.perceptor is None else PerceivedCascade(network, self.perceptor, consensus=True)
         cascade = seen.cascade
         with self.autocast(inputs.device):
@@ -110,7 +108,7 @@ class CaseEvaluator(SupervisedEvaluator):
         self.failed: dict[str, str] = {}
         super().run(global_epoch)
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> list | dict:
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> list | dict:
         (case,), (reason,) = batchdata["case"], batchdata.get("failed", [None])
         if reason is None:
             try:

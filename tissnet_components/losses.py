@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import ignite.distributed as idist
 import torch
@@ -57,7 +57,8 @@ class Batch:
 
     def of_all_processes(self) -> "Batch":
         """The same samples, knowing what those of the other processes have: a collective."""
-        return replace(self, everyone=idist.all_gather(self.samples).cpu())
+        everyone: Any = idist.all_gather(self.samples)
+        return replace(self, everyone=everyone.cpu())
 
     def of_subset(self, maps: Maps) -> "Batch":
         """The same samples as the losses see them where the network saw a subset of the contrasts, the map ``source``.
@@ -196,7 +197,15 @@ class PerceptibilityLoss(nn.Module):
         return dice_loss(self.perceptor(synthetic), label)
 
 
-class WeightedTerms(nn.Module):
+class Objective(nn.Module):
+    """What a player learns by: of the maps and a ``Batch``, a dict of scalars."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How many samples, of all processes, each term is computed on."""
+        raise NotImplementedError
+
+
+class WeightedTerms(Objective):
     """An objective: named terms and their weights. A subclass says what the terms are.
 
     Each term is computed on the samples that have what it needs, and not at all where no sample does.
@@ -220,14 +229,14 @@ class WeightedTerms(nn.Module):
         super().__init__()
         if unknown := set(loss_weights) - set(self.NEEDS):
             raise UserError(f"unknown loss terms {sorted(unknown)}; known: {sorted(self.NEEDS)}")
+        self.discriminators = discriminators or nn.ModuleDict()
         self.weights = {term: weight for term, weight in loss_weights.items() if weight}
         if not self.weights:
             raise UserError(f"every loss term has weight 0; give one of {sorted(self.NEEDS)} another")
         for term in self.weights:
             name = term.removesuffix("_adversarial")
-            if name != term and name not in (discriminators or {}):
+            if name != term and name not in self.discriminators:
                 raise UserError(f"the term {term} needs discriminators[{name!r}]; or set its weight to 0")
-        self.discriminators = discriminators
 
     def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         """How to compute each term from samples that have what it needs."""
@@ -291,9 +300,10 @@ class TissNetLoss(WeightedTerms):
         scales = dict.fromkeys(SEGMENTOR_TERMS, segmentor_weight)
         weights = {term: weight * scales.get(term, 1.0) for term, weight in loss_weights.items()}
         super().__init__(weights, discriminators)
-        if "perceptibility" in self.weights and perceptor is None:
-            raise UserError("the term perceptibility needs a perceptor; give one or set its weight to 0")
-        self.perceptibility = PerceptibilityLoss(perceptor) if "perceptibility" in self.weights else None
+        if "perceptibility" in self.weights:
+            if perceptor is None:
+                raise UserError("the term perceptibility needs a perceptor; give one or set its weight to 0")
+            self.perceptibility = PerceptibilityLoss(perceptor)
         self.consistency = ErrorPredictionConsistencyLoss()
         self.tumor_margin = tumor_margin
 
@@ -316,14 +326,15 @@ class TissNetLoss(WeightedTerms):
 
     def _tumor_terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         """Eq. 4."""
+        box = cache(lambda: tumor_box(batch.label, self.tumor_margin))
 
-        def masked(*images: torch.Tensor) -> list[torch.Tensor]:
-            return in_tumor_box(batch.label, self.tumor_margin, *images)
+        def masked(image: torch.Tensor) -> torch.Tensor:
+            return image * box()
 
         return {
-            "tumor_l1": lambda: l1(*masked(maps["synthetic"], batch.target), batch.absent),
+            "tumor_l1": lambda: l1(masked(maps["synthetic"]), masked(batch.target), batch.absent),
             "tumor_adversarial": lambda: fool(
-                discriminate(self.discriminators["tumor"], *masked(batch.source, maps["synthetic"]))
+                discriminate(self.discriminators["tumor"], masked(batch.source), masked(maps["synthetic"]))
             ),
         }
 
@@ -337,7 +348,7 @@ class TissNetLoss(WeightedTerms):
         }
 
 
-class DiscriminatorLoss(nn.Module):
+class DiscriminatorLoss(Objective):
     """The discriminators' objective, L_Dg + L_Dt (Eqs. 3 and 11).
 
     A discriminator whose adversarial term has weight zero is not trained. Real and synthetic images pass one after

@@ -34,18 +34,23 @@ class CheckedCases:
     """For bundles of version 0.2: the cases that can be run, and the reasons of the others, after reading all."""
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image",)) -> None:
-        usable_cases: Any = locate(f"{PREFIX}.scans.cases.usable_cases")
-        self.good, self.failed = usable_cases([{key: case[key] for key in ("case", *keys)} for case in cases])
+        self.good, self.failed = _at("scans.cases.usable_cases")(
+            [{key: case[key] for key in ("case", *keys)} for case in cases]
+        )
 
 
 def load_weights(network: Any, path: str, image_settings: Mapping[str, Any] | None = None) -> Any:
     """What bundles of version 0.2 call `image_settings` is a part of the recipe."""
-    return locate(f"{PREFIX}.weights.load_weights")(network, path, image_settings)
+    return _at("weights.load_weights")(network, path, image_settings)
 
 
 def load_perceptor(perceptor: Any, path: str, image_settings: Mapping[str, Any] | None = None) -> Any:
     """Likewise."""
-    return locate(f"{PREFIX}.weights.load_perceptor")(perceptor, path, image_settings)
+    return _at("weights.load_perceptor")(perceptor, path, image_settings)
+
+
+def _at(place: str) -> Any:
+    return locate(f"{PREFIX}.{place}")
 
 
 def forwarding(module: str) -> Callable[[str], Any]:
@@ -54,10 +59,10 @@ def forwarding(module: str) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         place = f"{module}.{name}".removeprefix(f"{PREFIX}.")
         if place in MOVED:
-            return locate(f"{PREFIX}.{MOVED[place]}")
+            return _at(MOVED[place])
         inside = {old.removeprefix(f"{place}."): new for old, new in MOVED.items() if old.startswith(f"{place}.")}
         if not inside:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        return SimpleNamespace(**{old: locate(f"{PREFIX}.{new}") for old, new in inside.items()})
+        return SimpleNamespace(**{old: _at(new) for old, new in inside.items()})
 
     return find

@@ -33,4 +33,11 @@ def share_out(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) 
 
 def _end_with_parent() -> None:
     """Without this, the workers of a killed process would wait for work forever, each with its memory."""
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    parent = parent_process()
+
+    def end() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    Thread(target=end, daemon=True).start()

@@ -20,8 +20,8 @@ from tissnet_components.start import import_monai
 
 if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
     import torch
-    from ignite.engine import Engine
     from monai.bundle import ConfigParser
+    from monai.engines import Evaluator
 
 OUT = Path()
 ANY_SUBSET = "any_missing"  # weights of this name take any subset of the contrasts
@@ -118,7 +118,8 @@ def segment(
     given = {name: str(file) for name, file in scans.items() if file}
     if cases and (given or case):
         raise UserError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
-    out, passed_over = Path(out), {}
+    out = Path(out)
+    passed_over: dict[str, str] = {}
     if cases:
         patients, passed_over = find_patients(cases, modalities, out, known)
         _tell(cases, patients, passed_over)
@@ -415,7 +416,7 @@ def _run(parser: "ConfigParser", cases: list[dict[str, Any]], out: Path, former:
     parser.get_parsed_content("dataset").data = cases
     evaluator = parser.get_parsed_content("evaluator")
 
-    def remove_former(engine: "Engine") -> None:
+    def remove_former(engine: "Evaluator") -> None:
         for name in former:
             case_file(out, engine.state.batch["case"][0], name).unlink(missing_ok=True)
 

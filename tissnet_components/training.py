@@ -11,10 +11,10 @@ import ignite.distributed as idist
 import torch
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
-from monai.inferers import Inferer
 from tissnet_components.distributed import average_gradients, mean_over_processes
 from tissnet_components.errors import NotFinite, UserError
-from tissnet_components.losses import Batch, Maps
+from tissnet_components.inference import CascadeInferer
+from tissnet_components.losses import Batch, Maps, Objective
 from tissnet_components.unet25d import Decoder25D, Encoder25D
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -41,7 +41,7 @@ class Player:
     """
 
     module: nn.Module
-    loss: nn.Module
+    loss: Objective
     optimizer: Optimizer
     scheduler: LRScheduler | None = None
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, enabled=False))
@@ -54,7 +54,7 @@ class Player:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold besides the module, by name."""
-        parts = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler, "scaler": self.scaler}
+        parts: dict[str, Any] = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler, "scaler": self.scaler}
         parts["averaged_network"] = self.average
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -86,7 +86,7 @@ class AdversarialUpdate:
     def __init__(
         self,
         network: Player,
-        inferer: Inferer,
+        inferer: CascadeInferer,
         discriminators: Player | None = None,
         on_non_finite: str = "stop",
         checkpointing: bool = False,
@@ -107,11 +107,8 @@ class AdversarialUpdate:
         statistics = [(buffer, buffer.clone()) for buffer in self._buffers()] if self.on_non_finite == "skip" else []
         maps = self.inferer(batch.source, self.network.module)
         batch = (batch.of_subset(maps) if "source" in maps else batch).of_all_processes()
-        losses = {}
         try:
-            if self.discriminators is not None:
-                losses.update(self.update_discriminators(maps, batch))
-            losses.update(self.update_network(maps, batch))
+            losses = {**self.update_discriminators(maps, batch), **self.update_network(maps, batch)}
             self.skipped = 0
         except FloatingPointError as error:
             self._stop_or_skip(error, batchdata)
@@ -130,11 +127,11 @@ class AdversarialUpdate:
     @staticmethod
     def prepare(engine: Trainer, batchdata: dict[str, Any]) -> Batch:
         """What the loader gives, on the engine's device."""
-        images = (
+        source, target, label = (
             batchdata[key].to(engine.state.device, non_blocking=engine.non_blocking).as_tensor()
             for key in ("image", "target", "label")
         )
-        return Batch(*images, batchdata.get("has_target"), batchdata.get("has_label"))
+        return Batch(source, target, label, batchdata.get("has_target"), batchdata.get("has_label"))
 
     def _buffers(self) -> Iterable[torch.Tensor]:
         """Those of both players: the running statistics of batch norm, which a forward pass alone would spoil."""
@@ -143,7 +140,7 @@ class AdversarialUpdate:
 
     def _stop_or_skip(self, error: FloatingPointError, batchdata: dict[str, Any]) -> None:
         self.skipped += 1
-        cases = idist.all_gather(", ".join(batchdata.get("case", ["cases without a name"])))
+        cases: Any = idist.all_gather(", ".join(batchdata.get("case", ["cases without a name"])))
         found = f"{error} on {', '.join(cases)}"
         if self.on_non_finite == "stop":
             raise NotFinite(
@@ -158,8 +155,10 @@ class AdversarialUpdate:
         logger.warning(f"{found}: skipped")
 
     def update_discriminators(self, maps: Maps, batch: Batch) -> dict[str, torch.Tensor]:
-        """Step D_g and D_t on detached maps; returns their losses."""
+        """Step D_g and D_t, if there are any, on detached maps; returns their losses."""
         player = self.discriminators
+        if player is None:
+            return {}
         player.module.train()
         detached = {name: value.detach() for name, value in maps.items()}
         with self.inferer.autocast(batch.source.device):
@@ -190,7 +189,7 @@ def step(loss: torch.Tensor, optimizer: Optimizer, scaler: torch.amp.GradScaler)
     scaler.scale(loss).backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     average_gradients(parameters)
-    total = idist.all_reduce(loss.detach().clone())
+    total: Any = idist.all_reduce(loss.detach().clone())
     norm = gradient_norm([] if scaler.is_enabled() else parameters)
     if not torch.isfinite(total + norm):  # one look at both: each look makes the CPU wait for the GPU
         kind, value = ("gradient", norm) if torch.isfinite(total) else ("loss", total)
@@ -268,7 +267,7 @@ def averaged(network: nn.Module, share: float) -> AveragedModel | None:
     in ``n_averaged``, which a checkpoint keeps.
 
     Args:
-        network: in training; of one that several processes share, the one inside.
+        network: in training.
         share: from 0, no average (returns None), to 1, the plain mean of all steps.
 
     Raises:
@@ -277,7 +276,7 @@ def averaged(network: nn.Module, share: float) -> AveragedModel | None:
     if not 0 <= share <= 1:
         raise UserError(f"averaging is {share}; give a share of the steps from 0, none, to 1")
 
-    def follow(average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        return average + (value - average) / (share * (steps + 1)).clamp(min=1)
+    def follow(average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+        return average + (value - average) / torch.as_tensor(share * (steps + 1)).clamp(min=1)
 
-    return AveragedModel(getattr(network, "module", network), avg_fn=follow, use_buffers=True) if share else None
+    return AveragedModel(network, avg_fn=follow, use_buffers=True) if share else None

@@ -13,6 +13,7 @@ from monai.transforms import (
     CropForegroundd,
     GaussianSmooth,
     Invertd,
+    InvertibleTransform,
     MapTransform,
     RandAffined,
     RandCropByPosNegLabeld,
@@ -212,7 +213,7 @@ class RandFieldOfViewd(RandomizableTransform, MapTransform):
 
 
 def tumor_donors(
-    data: Sequence[Mapping[str, Any]],
+    data: Sequence[dict[str, Any]],
     prepared: Sequence[Transform],
     patch_size: Sequence[int],
     dataset: Callable[..., Dataset],
@@ -229,7 +230,7 @@ def tumor_donors(
         each item: a list of one dict with ``image``, ``target`` and ``label``, each (channels, *patch_size).
     """
     images, volumes = ("image", "target"), ("image", "target", "label")
-    indices = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
+    inside, outside = "label_fg_indices", "label_bg_indices"
     size = [side * 3 // 2 for side in patch_size]
     halves = [torch.float16, torch.float16, torch.uint8, torch.int32, torch.int32]
     donor = [
@@ -237,8 +238,8 @@ def tumor_donors(
         SpatialPadd(images, size, value=-1),
         SpatialPadd("label", size),
         TumorToIndicesd("label"),
-        CastToTyped([*volumes, *indices.values()], halves),
-        RandCropByPosNegLabeld(volumes, "label", size, pos=1, neg=0, **indices),
+        CastToTyped([*volumes, inside, outside], halves),
+        RandCropByPosNegLabeld(volumes, "label", size, pos=1, neg=0, fg_indices_key=inside, bg_indices_key=outside),
         CastToTyped(volumes, torch.float32),
         *(RandFlipd(volumes, 0.5, axis) for axis in range(3)),
         RandAffined(
@@ -347,7 +348,7 @@ class InvertTogetherd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        transform: Transform,
+        transform: InvertibleTransform,
         orig_keys: str,
         background: Mapping[str, float] | None = None,
         allow_missing_keys: bool = False,

@@ -14,7 +14,7 @@ PLANAR_LEVELS = 2
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 FOREGROUND_PRIOR = 0.1
 DROPOUT = (0.0, 0.0, 0.3, 0.4, 0.5)  # per encoder level, finest first
-Norm = str | Sequence
+Norm = str | tuple[str, dict]  # or a list of these two, as JSON has it
 
 
 class PReLU(nn.PReLU):
@@ -148,7 +148,7 @@ class Decoder25D(nn.Module):
         self.head = nn.Conv3d(widths[0], out_channels, 1)
         self.activation = ACTIVATIONS[activation]()
         if activation == "sigmoid":
-            nn.init.constant_(self.head.bias, math.log(FOREGROUND_PRIOR / (1 - FOREGROUND_PRIOR)))
+            nn.init.constant_(self.head.get_parameter("bias"), math.log(FOREGROUND_PRIOR / (1 - FOREGROUND_PRIOR)))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         decoded = features[-1]

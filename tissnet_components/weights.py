@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,15 @@ from torch import nn
 SIZES = ("patch_size", "window_size")  # of a recipe; a network takes any
 LISTED_NAMES = ("source_modalities", "regions")
 logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_weights(
-    network: nn.Module,
+    network: Network,
     path: str,
     recipe: Mapping[str, Any] | None = None,
     missing: str = "train the network first (run training)",
-) -> nn.Module:
+) -> Network:
     """Load a state dict strictly, with ``weights_only=True``, and return the network.
 
     Args:

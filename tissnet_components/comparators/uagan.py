@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.utils import one_hot
-from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, dice_loss
+from tissnet_components.losses import Batch, Maps, Needs, Objective, WeightedTerms, dice_loss
 from tissnet_components.patchgan import PatchGAN
 from tissnet_components.unet25d import DROPOUT, PLANAR_LEVELS, DualBranchUNet25D, Encoder25D, Norm, pad_far_ends
 from torch import nn
@@ -96,7 +96,10 @@ class Uagan(DualBranchUNet25D):
 
     def exchange(self, name: str, own: list[torch.Tensor], other: list[torch.Tensor]) -> list[torch.Tensor]:
         """A decoder's features: gated skips, and its own bottleneck."""
-        return [*(gate(*skips) for gate, *skips in zip(self.exchanges[name], own, other, strict=False)), own[-1]]
+        return [
+            *(gate(*skips) for gate, *skips in zip(self.exchanges[name].children(), own, other, strict=False)),
+            own[-1],
+        ]
 
 
 class ContrastCritic(nn.Module):
@@ -144,13 +147,13 @@ class UaganLoss(WeightedTerms):
     def __init__(
         self,
         loss_weights: dict[str, float],
-        network: nn.Module,
+        network: Uagan,
         critic: nn.Module,
         lr_scheduler: LRScheduler,
         shape_epochs: int = 60,
     ) -> None:
         super().__init__(loss_weights)
-        self.network = getattr(network, "module", network)
+        self.network = network
         self.critic = critic
         self.lr_scheduler = lr_scheduler
         self.shape_epochs = shape_epochs
@@ -175,7 +178,7 @@ class UaganLoss(WeightedTerms):
         }
 
 
-class ContrastCriticLoss(nn.Module):
+class ContrastCriticLoss(Objective):
     """The critic's objective: the Wasserstein distance, the gradient penalty, and naming real contrasts.
 
     Args:

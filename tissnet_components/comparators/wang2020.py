@@ -7,9 +7,10 @@ The network is a ``TissNet`` whose generator gives ``synthetic`` alone and whose
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from tissnet_components.cascade import TissNet
 from tissnet_components.losses import Batch, Maps, Needs, WeightedTerms, dice_loss
 from tissnet_components.training import resting
 from torch import nn
@@ -55,9 +56,9 @@ class WangLoss(WeightedTerms):
     NEEDS: ClassVar[dict[str, Needs]] = {"lesion_l1": ("target", "label"), "features": ("target",), "fine": ("label",)}
     SHARED = ("fine",)
 
-    def __init__(self, loss_weights: dict[str, float], network: nn.Module, lesion_weight: float) -> None:
+    def __init__(self, loss_weights: dict[str, float], network: TissNet, lesion_weight: float) -> None:
         super().__init__(loss_weights)
-        self.network = getattr(network, "module", network)
+        self.network = network
         self.lesion_weight = lesion_weight
 
     def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
@@ -69,6 +70,6 @@ class WangLoss(WeightedTerms):
 
     def feature_consistency(self, synthetic: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean squared difference of the two images' high-level features; its gradient reaches ``synthetic`` alone."""
-        encoder = self.network.segmentor.encoder
-        seen, wanted = (high_level_features(encoder, image).float() for image in (synthetic, target))
+        segmentor: Any = self.network.segmentor
+        seen, wanted = (high_level_features(segmentor.encoder, image).float() for image in (synthetic, target))
         return F.mse_loss(seen, wanted)

@@ -6,6 +6,7 @@ Figures are drawn without pyplot, so that training code may call them from any t
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -99,7 +100,7 @@ def save_slices(maps: dict[str, np.ndarray], path: str | Path, affine: np.ndarra
     """Keep `axial_slices` for comparisons between methods, as float16 in a NumPy archive with `aspect` and `index`."""
     slices, index = axial_slices(maps, affine=affine)
     archive = io.BytesIO()
-    halves = {name: array.astype(np.float16) for name, array in slices.items()}
+    halves: dict[str, Any] = {name: array.astype(np.float16) for name, array in slices.items()}
     np.savez_compressed(archive, **halves, aspect=_aspect(affine), index=index)
     return write_atomic(path, archive.getvalue())
 
@@ -176,7 +177,7 @@ def _draw(slices: dict[str, np.ndarray], title: str, aspect: float, source_names
     pixels = next(iter(slices.values())).shape[1:]
     height = PANEL * aspect * pixels[0] / pixels[1]
     size = np.array([columns * (PANEL + GAP) + GAP, HEADER + len(rows) * (height + TITLE + GAP) + FOOTER])
-    figure = Figure(figsize=size, dpi=DPI, facecolor=BACKGROUND)
+    figure = Figure(figsize=(size[0], size[1]), dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     figure.text(0.5, 1 - HEADER / 2 / size[1], literal(title), color=INK, fontsize=11, ha="center", va="center")
     for row, panels in enumerate(rows):
@@ -198,12 +199,13 @@ def _rows(slices: dict[str, np.ndarray]) -> list[list[tuple[str, int]]]:
 
     A source that is the real target, as of the perceptor, or that the patient lacks, has no panel of its own.
     """
-    target = slices.get("target", [None])[0]
+    target = slices["target"][0] if "target" in slices else None
     panels = [
         (name, channel)
         for name, image in slices.items()
         for channel in range(len(image))
-        if name != "source" or not (np.array_equal(image[channel], target) or _is_lacking(image, channel))
+        if name != "source"
+        or not ((target is not None and np.array_equal(image[channel], target)) or _is_lacking(image, channel))
     ]
     images = [panel for panel in panels if panel[0] in IMAGES]
     others = [panel for panel in panels if panel[0] not in IMAGES]
@@ -285,7 +287,7 @@ def _footer(figure: Figure, slices: dict[str, np.ndarray]) -> None:
     if set(PROBABILITIES) & set(slices):
         axes = figure.add_axes(((width - 1.7) / width, 0.22 / height, 1.4 / width, 0.08 / height))
         scale = ScalarMappable(Normalize(0, 1), PROBABILITY_COLOURS)
-        bar = figure.colorbar(scale, cax=axes, orientation="horizontal", ticks=[0, 0.5, 1])
+        figure.colorbar(scale, cax=axes, orientation="horizontal", ticks=[0, 0.5, 1])
         axes.tick_params(colors=INK, labelsize=7, length=2, pad=1)
         axes.text(-0.06, 0.5, "probability", color=INK, fontsize=8, ha="right", va="center", transform=axes.transAxes)
-        bar.outline.set_visible(False)
+        axes.spines["outline"].set_visible(False)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.config import KeysCollection
+from monai.engines import Evaluator
 from monai.transforms import SaveImaged
 from tissnet_components.errors import UserError
 from tissnet_components.files import write_atomic
@@ -76,7 +77,7 @@ def touches_edge(tumor: np.ndarray, edge_voxels: int = 1) -> bool:
 def quality_flags(measured: Mapping[str, float | bool | None], thresholds: Mapping[str, float]) -> list[str]:
     """What is suspicious: an empty mask, one at the edge, a label-free estimate below or a mean above its threshold."""
     flags = [name for name in ("empty_mask", "touches_edge") if measured[name]]
-    known = {name: measured[name] for name in (*LEAST, *MOST) if measured[name] is not None}
+    known = {name: value for name, value in measured.items() if value is not None}
     flags += [name for name in LEAST if name in known and known[name] < thresholds[name]]
     return flags + [name for name in MOST if name in known and known[name] > thresholds[name]]
 
@@ -117,9 +118,13 @@ class SaveImageSummaryd(SaveImaged):
         self.output_dir, self.thresholds = Path(output_dir), dict(thresholds)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        maps = (data[key][0].cpu().numpy() if key in data else None for key in self.keys)
         image = data[self.keys[0]]
-        measured = measure_quality(*maps, np.asarray(image.affine), self.thresholds["edge_voxels"])
+        mask = image[0].cpu().numpy()
+        refined, error, disagreement, coarse = (
+            data[key][0].cpu().numpy() if key in data else None for key in self.keys[1:]
+        )
+        edge_voxels = int(self.thresholds["edge_voxels"])
+        measured = measure_quality(mask, refined, error, disagreement, coarse, np.asarray(image.affine), edge_voxels)
         case = image.meta["case"]
         series = {"series": image.meta["series"]} if "series" in image.meta else {}
         reasons = {**self._share(measured, image.meta.get("brain_ml")), **image.meta.get("doubts", {})}
@@ -161,10 +166,10 @@ class SaveImageSummaryd(SaveImaged):
 class PrintSummary:
     """Ignite handler: prints a line per case, its volume and what is suspicious, as `SaveImageSummaryd` found it."""
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Evaluator) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Evaluator) -> None:
         for case in engine.state.output:
             if summary := case.get("summary"):
                 reasons = summary["reasons"]

@@ -39,7 +39,7 @@ class CaseDataset(Dataset):
         super().__init__(data, transform)
         self.keys = ("case", *keys)
 
-    def _transform(self, index: int) -> dict[str, Any]:
+    def _transform(self, index: int) -> dict[str, Any] | list[Any]:
         entry = self.data[index]
         try:
             if "unusable" in entry:

@@ -240,12 +240,10 @@ def _by_acquisition(tags: Mapping[str, str]) -> tuple[frozenset[str], str]:
     gradient = "GR" in kinds and "SE" not in kinds
     if (inversion and inversion >= 250) or "IR" in kinds:
         can_be = {"t1"} if gradient else _inverted(echo, inversion)
-    elif gradient and echo is None:
-        can_be = {"t1", "t2*", "ssfp"}
+    elif echo is None:
+        return (frozenset({"t1", "t2*", "ssfp"}), text) if gradient else (ANY, "")
     elif gradient:
         can_be = {"t2*"} if echo >= 15 else {"t1", "t2*"} if echo >= 8 else {"t1", "t2", "ssfp"}
-    elif echo is None:
-        return ANY, ""
     elif echo >= 50:
         can_be = {"t2"} if repetition and repetition < 4500 else {"t2", "flair"}
     elif "SE" in kinds:

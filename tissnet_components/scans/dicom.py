@@ -227,8 +227,8 @@ def _missing_numbers(numbers: Sequence[str]) -> int:
 
 def _series(uid: str, instances: list[tuple[Path, dict[str, str]]], unreadable: Sequence[Path]) -> Series:
     files, headers = zip(*instances, strict=True)
-    texts = (headers[0][tag] for tag in ("Modality", "SeriesDescription", "PatientID"))
-    return Series(uid, *texts, files, headers, tuple(unreadable))
+    modality, description, patient = (headers[0][tag] for tag in ("Modality", "SeriesDescription", "PatientID"))
+    return Series(uid, modality, description, patient, files, headers, tuple(unreadable))
 
 
 def _in_order(series: Series) -> tuple[list[Path], np.ndarray]:

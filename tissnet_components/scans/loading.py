@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import SpaceKeys
+from monai.utils import SpaceKeys, ensure_tuple
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.choice import with_series
 from tissnet_components.scans.datalist import as_list, lacking, refuse_lacking
@@ -50,10 +51,10 @@ class LoadCased(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys=fill_missing)
         self.fill_missing = fill_missing
-        self.label_keys = (label_keys,) if isinstance(label_keys, str) else tuple(label_keys)
+        self.label_keys = ensure_tuple(label_keys)
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
-        absent = lacking(data, self.keys)
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        absent = lacking(data, [str(key) for key in self.keys])
         if not self.fill_missing or len(absent) == len(self.keys):
             refuse_lacking(data, absent)
         loaded, grids = dict(data), {}
@@ -65,22 +66,22 @@ class LoadCased(MapTransform):
             loaded[key].meta |= _of_dicom(as_list(data[key]))
         return loaded | (self._fillers(loaded) if self.fill_missing else {})
 
-    def _fillers(self, loaded: Mapping[Hashable, object]) -> dict[Hashable, object]:
+    def _fillers(self, loaded: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Zeros for what is missing, on the grid of what is there, and what is real."""
         like = next(loaded[key] for key in self.key_iterator(loaded))
         zeros = MetaTensor(torch.zeros_like(like.as_tensor()[:1]), meta=like.meta)
         missing = {key: zeros.clone() for key in self.keys if key not in loaded}
         return missing | {f"has_{key}": key in loaded for key in self.keys}
 
-    def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
+    def read(self, given: str | Path | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         """The checked volumes of one key, each with its file, in their order."""
-        files = [given] if isinstance(given, str | PathLike) else given
+        files = [given] if isinstance(given, str | Path) else given
         return [(str(file), self._read(file, check)) for file in files]
 
     @staticmethod
-    def _read(file: str | PathLike | Series, check: Callable) -> nib.Nifti1Pair:
+    def _read(file: str | Path | Series, check: Callable) -> nib.Nifti1Pair:
         volume = read_series(file) if isinstance(file, Series) else check_readable(file)
-        check_three_axes(volume.shape, file)
+        check_three_axes(volume.shape, str(file))
         check(np.asanyarray(volume.dataobj), file)
         return volume
 
@@ -128,7 +129,7 @@ class LoadImageCased(LoadCased):
         super().__init__(keys)
         self.modalities, self.series, self.any_subset = list(modalities), dict(series or {}), any_subset
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         data = {**data, **{key: self._one_by_one(data[key]) for key in self.keys if key in data}}
         scans = {key: self._with_series(data[key], data.get("case", "")) for key in self.keys if key in data}
         loaded = super().__call__({**data, **scans})
@@ -140,14 +141,14 @@ class LoadImageCased(LoadCased):
             loaded[key].meta["filename_or_obj"] = without_ending(file)
         return loaded
 
-    def _one_by_one(self, given: str | PathLike | Sequence) -> str | PathLike | Sequence:
+    def _one_by_one(self, given: str | Path | Sequence) -> str | Path | Sequence:
         """Those of the patient's scans that are there, where one of them stands for the patient."""
-        if not self.any_subset or not isinstance(given, str | PathLike) or len(check_readable(given).shape) == 4:
+        if not self.any_subset or not isinstance(given, str | Path) or len(check_readable(given).shape) == 4:
             return given
         return find_siblings(given, self.modalities, any_subset=True)
 
-    def read(self, given: str | PathLike | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
-        if not isinstance(given, str | PathLike):
+    def read(self, given: str | Path | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
+        if not isinstance(given, str | Path):
             return super().read(given, check)
         volume = check_readable(given)
         if len(volume.shape) == 4:
@@ -155,19 +156,19 @@ class LoadImageCased(LoadCased):
         one = len(self.modalities) == 1
         return super().read(given if one else find_siblings(given, self.modalities), check)
 
-    def _with_series(self, given: str | PathLike | Sequence, case: str) -> str | list[str | Series]:
+    def _with_series(self, given: str | Path | Sequence, case: str) -> str | list[str | Series]:
         """The scans, with a DICOM series instead of each folder; which and why is printed."""
         there = self._there(given)
-        given = given if isinstance(given, str | PathLike) else [scan for scan in given if scan is not None]
-        scans = with_series(str(given) if isinstance(given, PathLike) else given, there, self.series)
+        given = given if isinstance(given, str | Path) else [scan for scan in given if scan is not None]
+        scans = with_series(str(given) if isinstance(given, Path) else given, there, self.series)
         for scan in as_list(scans):
             if isinstance(scan, Series):
                 tqdm.write(f"{case}: {scan.contrast} is the {scan}: {scan.reason}")
         return scans
 
-    def _there(self, given: str | PathLike | Sequence) -> list[str]:
+    def _there(self, given: str | Path | Sequence) -> list[str]:
         """The modalities that the patient has: those that no None stands for."""
-        if isinstance(given, str | PathLike) or None not in given:
+        if isinstance(given, str | Path) or None not in given:
             return self.modalities
         return [name for name, scan in zip(self.modalities, given, strict=True) if scan is not None]
 

@@ -46,12 +46,12 @@ def check_case_name(name: object, source: str | Path) -> str:
     Raises:
         BadCase: anything else; `source` is what holds the name.
     """
-    fits = isinstance(name, str) and name not in ("", ".", "..") and not UNFIT.search(name)
-    if not fits or len(name.encode()) > LONGEST_NAME:
+    text = name if isinstance(name, str) else ""
+    if text in ("", ".", "..") or UNFIT.search(text) or len(text.encode()) > LONGEST_NAME:
         raise BadCase(
             f"{source} names a case {str(name)[:50]!r}, which cannot be a folder's name; use letters and digits"
         )
-    return name
+    return text
 
 
 def find_cases(root: str | Path, modalities: Sequence[str] = (*MODALITIES, "seg")) -> dict[str, dict[str, Path]]:
@@ -128,9 +128,9 @@ def find_siblings(file: str | Path, modalities: Sequence[str], any_subset: bool 
         )
     beside: dict[str, list[Path]] = defaultdict(list)
     for other in sorted(folder.iterdir()):
-        case, modality = (is_nifti(other.name) and _case_and_modality(other)) or (None, None)
-        if case == named[0] and modality in modalities:
-            beside[modality].append(other)
+        told = _case_and_modality(other) if is_nifti(other.name) else None
+        if told and told[0] == named[0] and told[1] in modalities:
+            beside[told[1]].append(other)
     found, doubled = unambiguous({named[0]: beside})
     missing = [modality for modality in modalities if modality not in beside]
     if doubled or not beside or (missing and not any_subset):
@@ -189,13 +189,14 @@ def _case_and_modality(file: Path) -> tuple[str, str] | None:
     if stem == MISNAMED_SEG:
         return named.parent.name, "seg"
     if bids := BIDS_NAME.fullmatch(stem):
-        modality = _modality(bids["suffix"])
-        return modality and (bids["case"], "t1ce" if modality == "t1" and "ce-" in bids["entities"] else modality)
-    if channel := NNUNET_NAME.fullmatch(stem):
-        modality = _channels(named.parent).get(str(int(channel["channel"])))
-        return modality and (channel["case"], modality)
-    match = SCAN_NAME.fullmatch(stem)
-    return match and (match["case"] or "", match.lastgroup)
+        case, modality = bids["case"], _modality(bids["suffix"])
+        modality = "t1ce" if modality == "t1" and "ce-" in bids["entities"] else modality
+    elif channel := NNUNET_NAME.fullmatch(stem):
+        case, modality = channel["case"], _channels(named.parent).get(str(int(channel["channel"])))
+    else:
+        match = SCAN_NAME.fullmatch(stem)
+        case, modality = (match["case"] or "", match.lastgroup) if match else ("", None)
+    return (case, modality) if modality else None
 
 
 def _modality(suffix: str) -> str | None:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -66,19 +67,23 @@ def check_readable(file: str | Path) -> nib.Nifti1Pair:
 
 def _all_voxels(image: nib.Nifti1Pair) -> np.ndarray:
     """The voxels, read on to the end of the file, where gzip keeps the checksum that tells damage."""
-    proxy = image.dataobj
+    proxy: Any = image.dataobj
     described = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
-    with ImageOpener(image.file_map["image"].filename) as stream:
+    with ImageOpener(_file_of_voxels(image)) as stream:
         voxels = np.asanyarray(ArrayProxy(stream, described))
         while stream.read(2**20):
             pass
     return voxels
 
 
+def _file_of_voxels(image: nib.Nifti1Pair) -> str:
+    return str(image.file_map["image"].filename)
+
+
 def _check_size(image: nib.Nifti1Pair, file: str | Path) -> None:
     """Refuse, before memory is asked for it, what the header claims but the file cannot hold, or no scan has."""
     claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
-    held = os.path.getsize(image.file_map["image"].filename)
+    held = os.path.getsize(_file_of_voxels(image))
     if claimed > min(MOST_BYTES, MOST_PACKED * held):
         raise BadCase(
             f"{file} claims the shape {image.shape}, {claimed / 2**30:.3g} GiB, in {held} bytes; expected at most "
@@ -177,7 +182,7 @@ def check_same_grid(grids: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> No
         (shape, affine), (other_shape, other_affine) = grids[one], grids[other]
         return tuple(shape) == tuple(other_shape) and np.allclose(affine, other_affine, rtol=0, atol=1e-3)
 
-    common = max(grids, key=lambda file: sum(alike(file, other) for other in grids), default=None)
+    common = max(grids, key=lambda file: sum(alike(file, other) for other in grids), default="")
     for file, (shape, affine) in grids.items():
         if alike(file, common):
             continue
