@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bundle_copies import NAMES, bundle_with_weights, tiny_bundle
-from tissnet_components.package import package, package_bundle, sha256, verify, write_zip
+from tissnet_components.package import LEFT_OUT, bundle_files, package, package_bundle, sha256, verify, write_zip
 from zip_page import page_blocks, required, the_pages_commands_make_a_mask
 
 
@@ -57,9 +58,31 @@ def test_a_package_holds_the_bundle_its_weights_the_components_and_the_sums(bund
         names = archive.namelist()
     inside = {file.removeprefix(f"{name}/") for file in names}
     assert {"LICENSE", "docs/README.md", "configs/inference.json", "models/model.pt", "SHA256SUMS"} <= inside
-    assert {"tissnet_components/__main__.py", "tissnet_components/report/report.html"} <= inside
+    assert {"tissnet_components/__main__.py", "tissnet_components/scans/nifti.py"} <= inside
+    assert not [file for file in inside if file.startswith(tuple(f"tissnet_components/{room}/" for room in LEFT_OUT))]
     assert not [file for file in inside if "__pycache__" in file or "eval" in Path(file).parts or "last" in file]
     assert all(file.startswith(f"{name}/") for file in names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_packaged_names_nothing_that_is_left_out(bundles, name):
+    left_out = re.compile(rf"tissnet_components\.(?:{'|'.join(LEFT_OUT)})\b")
+    packaged = bundle_files(bundles[name]).items()
+    assert [
+        file for file, path in packaged if path.suffix in (".py", ".json") and left_out.search(path.read_text())
+    ] == []
+
+
+def test_a_command_that_is_left_out_is_refused_in_a_sentence_and_not_listed(unpacked):
+    def answer(*words: str) -> str:
+        command = [sys.executable, "-m", "tissnet_components", *words]
+        environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+        ended = subprocess.run(command, cwd=unpacked, env=environment, text=True, capture_output=True)
+        return ended.stdout + ended.stderr
+
+    assert answer("phantom") == "error: phantom is not part of a packaged bundle; run it in the repository\n"
+    assert "tissnet segment " in answer("--help")
+    assert "tissnet phantom " not in answer("--help")
 
 
 def version(bundle: Path) -> str:

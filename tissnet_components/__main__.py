@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
@@ -31,14 +32,22 @@ COMMANDS = {  # name -> where it is, below this package, and its purpose; import
 
 def find_command(name: str) -> Callable:
     """The function behind a command; only its own imports are made."""
+    if not _is_here(name):
+        raise UserError(f"{name} is not part of a packaged bundle; run it in the repository")
     with without_collecting():
         return resolve_name(f"{__package__}.{COMMANDS[name][0]}")
 
 
+def _is_here(name: str) -> bool:
+    """Whether this copy of the package has the command: a bundle's zip leaves rooms out."""
+    return find_spec(f"{__package__}.{COMMANDS[name][0].split('.')[0]}") is not None
+
+
 def print_commands() -> None:
-    width = max(map(len, COMMANDS))
+    commands = {name: purpose for name, (_, purpose) in COMMANDS.items() if _is_here(name)}
+    width = max(map(len, commands))
     print("TISS-Net: synthesise a missing MR contrast and segment the brain tumor. For research only.\n")
-    print(*(f"  tissnet {name:{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
+    print(*(f"  tissnet {name:{width}}  {purpose}" for name, purpose in commands.items()), sep="\n")
     print("\ntissnet COMMAND --help explains a command, with examples.")
 
 

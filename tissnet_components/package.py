@@ -1,8 +1,8 @@
 """One zip per bundle that runs without this repository, and a check of what somebody downloaded.
 
 Layout, as `monai.bundle download` expects it: one folder of the bundle's name with the bundle's files, its weights, a
-copy of `tissnet_components` (Python finds it, since the bundle's folder is where `monai.bundle run` starts), and
-`SHA256SUMS`, which `sha256sum --check` reads too.
+copy of `tissnet_components` but for `LEFT_OUT` (Python finds it, since the bundle's folder is where `monai.bundle run`
+starts), and `SHA256SUMS`, which `sha256sum --check` reads too.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parent
 WEIGHTS = tuple(f"models/{name}.{ending}" for name in ("model", "perceptor") for ending in ("pt", "json"))
 BUNDLE_FILES = ("LICENSE", "large_files.yml", "configs/**/*", "docs/**/*", *WEIGHTS)
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
+LEFT_OUT = ("phantom", "prepare", "report", "study")  # rooms that inference and training do without
 SUMS = "SHA256SUMS"
 PROGRAMS = (".py", ".so", ".pyd")
 VERSION = r"\d+(?:\.\w+)+"
@@ -68,7 +69,11 @@ def package_bundle(folder: Path, out: Path) -> Path:
 def bundle_files(folder: Path) -> dict[str, Path]:
     """What belongs into the zip, by its path in the bundle; results, checkpoints and hidden files do not."""
     found = {file.relative_to(folder): file for pattern in BUNDLE_FILES for file in folder.glob(pattern)}
-    found |= {Path(PACKAGE.name) / file.relative_to(PACKAGE): file for file in PACKAGE.rglob("*")}
+    found |= {
+        Path(PACKAGE.name) / file.relative_to(PACKAGE): file
+        for file in PACKAGE.rglob("*")
+        if file.relative_to(PACKAGE).parts[0] not in LEFT_OUT
+    }
     return {
         name.as_posix(): file
         for name, file in found.items()
