@@ -176,10 +176,10 @@ def test_the_synthetic_image_is_background_outside_the_brains_box(results, scans
     assert synthetic[brain].mean() > -0.9
 
 
-def test_the_patient_is_named_after_the_first_scan(bundle, scans, tmp_path, capsys):
+def test_the_patient_is_named_after_the_first_scan_without_its_contrast(bundle, scans, tmp_path, capsys):
     segment(str(bundle), **scans, out=str(tmp_path))
-    assert (tmp_path / "anna_t1" / "anna_t1_seg.nii.gz").is_file()
-    assert f"results in {tmp_path / 'anna_t1'}" in capsys.readouterr().out
+    assert (tmp_path / "anna" / "anna_seg.nii.gz").is_file()
+    assert f"results in {tmp_path / 'anna'}" in capsys.readouterr().out
 
 
 def test_a_patient_may_be_called_by_a_number(bundle, scans, tmp_path, monkeypatch):

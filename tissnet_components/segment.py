@@ -13,8 +13,8 @@ from tissnet_components.results.dicom_seg import import_highdicom
 from tissnet_components.results.files import FILES, case_file, is_result, refuse_foreign
 from tissnet_components.scans.choice import contrasts_below
 from tissnet_components.scans.dicom import holds_dicom
-from tissnet_components.scans.naming import check_case_name, scans_below, tells_contrast
-from tissnet_components.scans.nifti import nifti_files, without_ending
+from tissnet_components.scans.naming import case_of, check_case_name, scans_below, tells_contrast
+from tissnet_components.scans.nifti import nifti_files
 from tissnet_components.scans.table import read_table
 from tissnet_components.start import import_monai
 
@@ -81,7 +81,7 @@ def segment(
             BraTS, at any depth; a folder of DICOM folders, CASE or CASE/t1, CASE/t2 and so on; or a CSV file with the
             columns case, t1, t2 and so on.
         out: folder for the results; made if needed.
-        case: name of the one patient in the results; by default the first scan's name.
+        case: name of the one patient in the results; by default as the first scan's name tells, A of A_t1.nii.gz.
         outputs: which maps to write, such as seg,error; by default all: seg,synthetic,error,disagreement,overview.
         t1_series: where several DICOM series may be T1, or none looks like it, the one to take: its UID, the end of
             that, or its description.
@@ -276,7 +276,7 @@ def _one_patient(
     else:
         _check_given(given, modalities, known, bundle)
         patient = _placed(given, modalities, known)
-    first = without_ending(Path(_scans(patient)[0]).absolute().name)
+    first = case_of(Path(_scans(patient)[0]).absolute())
     return {"case": check_case_name(str(case or first), "--case"), **patient}  # Fire makes 7 of a patient called 7
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tissnet_components.scans.naming import find_candidates, find_cases
+from tissnet_components.scans.naming import case_of, find_candidates, find_cases
 
 ALL = ("t1", "t1ce", "t2", "flair", "seg")
 
@@ -41,6 +41,20 @@ def found(root: Path) -> dict[str, str]:
 def test_the_names_of_public_collections_are_understood(tmp_path, name, case, modality):
     touch(tmp_path, f"{name}.nii.gz")
     assert found(tmp_path) == {case: modality}
+
+
+@pytest.mark.parametrize(
+    ("scan", "case"),
+    [
+        ("anna_t1.nii.gz", "anna"),
+        ("sub-01_ce-gd_T1w.nii", "sub-01"),
+        ("p1/anat/t1.nii.gz", "p1"),
+        ("p1/baseline/t2", "p1_baseline"),
+        ("p1/scan 7.nii.gz", "scan 7"),
+    ],
+)
+def test_one_scan_tells_its_case(scan, case):
+    assert case_of(Path("/data", scan)) == case
 
 
 @pytest.mark.parametrize("name", ["UCSF-PDGM-0004_brain_segmentation", "PDGM-0004_T1_bias", "sub-01_dwi", "p_0001"])

@@ -102,6 +102,12 @@ def tells_contrast(file: Path) -> bool:
     return bool(_case_and_modality(file))
 
 
+def case_of(scan: Path) -> str:
+    """The case of a scan, an absolute path: as its name tells, or else its folders'; all of a name without contrast."""
+    named, name, root = _case_and_modality(scan), without_ending(scan.name), Path(scan.anchor)
+    return name if named is None else named[0] or _name_of(_home(scan.parent, root), root) or name
+
+
 def doubled_file(case: str, files: Mapping[str, Sequence[Path]]) -> str | None:
     """Why a case cannot be used if two of its files claim to be the same modality."""
     twice = next((modality for modality in files if len(files[modality]) > 1), None)
