@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from tissnet_components.losses import Batch
 from tissnet_components.metrics import box_around, dice
+from tissnet_components.results.maps import SaveImageOverviewd
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.transforms import NormalizeBrain
 from tissnet_components.weights import keep_recipe
@@ -411,6 +412,12 @@ def test_the_summary_holds_the_dice_of_fine_and_refined_on_the_scans_grid(tmp_pa
     done = parser.get_parsed_content("postprocessing")({**prepared, "pred": pred})
     assert done["disagreement"].shape == (1, 32, 32, 8)
     assert done["summary"]["agreement"] == pytest.approx(dice(fine, refined), abs=0.05)
+
+
+@pytest.mark.parametrize(("consensus", "answer"), [(False, "fine"), (True, "consensus")])
+def test_the_picture_of_a_case_says_which_answer_it_shows(consensus, answer):
+    drawn = parse("inference", consensus=consensus).get_parsed_content("postprocessing").transforms
+    assert [step.answer for step in drawn if isinstance(step, SaveImageOverviewd)] == [answer]
 
 
 def test_a_short_training_still_validates(settings):

@@ -31,6 +31,10 @@ def test_every_source_channel_gets_a_panel_and_absent_maps_get_none():
     assert titles(figure) == ["T1", "contrast-enhanced T1", "segmentation (fine)"]
 
 
+def test_a_segmentation_that_is_the_consensus_is_titled_so():
+    assert titles(overview_figure({"fine": image()}, answer="consensus")) == ["segmentation (consensus)"]
+
+
 def test_a_source_that_is_the_target_is_drawn_once():
     t1, flair = image(), 2 * image()
     upper_bound = {"source": np.stack([t1, flair]), "target": flair, "fine": image()}

@@ -81,15 +81,22 @@ class SaveImageOverviewd(SaveImaged):
     A ``SaveImaged``, because MONAI Label leaves these out and writes the answer itself.
 
     Args:
-        keys: maps in display order, of the names that ``report.figures.overview`` knows, and ``image``: the source.
+        keys: maps in display order, of the names that `overview` knows, and ``image``: the source.
         slices: also keep the slice as ``CASE_slice.npz``, from which the report compares methods.
+        consensus: whether ``fine`` is the consensus.
     """
 
     def __init__(
-        self, keys: KeysCollection, output_dir: str, source_names: Sequence[str] = (), slices: bool = False
+        self,
+        keys: KeysCollection,
+        output_dir: str,
+        source_names: Sequence[str] = (),
+        slices: bool = False,
+        consensus: bool = False,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=True)
         self.output_dir, self.source_names, self.slices = Path(output_dir), source_names, slices
+        self.answer = "consensus" if consensus else "fine"
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         maps = {"source" if key == "image" else key: data[key].cpu().numpy() for key in self.key_iterator(data)}
@@ -100,6 +107,7 @@ class SaveImageOverviewd(SaveImaged):
             title=case,
             affine=affine,
             source_names=self.source_names,
+            answer=self.answer,
         )
         if self.slices:
             save_slices(maps, case_file(self.output_dir, case, "slice"), affine)

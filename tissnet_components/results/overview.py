@@ -24,7 +24,7 @@ CONTRASTS = {"t1": "T1", "t1ce": "contrast-enhanced T1", "t2": "T2", "flair": "F
 IMAGES = {"source": "source", "synthetic": "synthetic", "target": "real target"}
 PROBABILITIES = {
     "coarse": "coarse",
-    "fine": "segmentation (fine)",
+    "fine": "segmentation",
     "refined": "refined",
     "error": "predicted error",
     "disagreement": "disagreement",
@@ -44,10 +44,11 @@ def overview(
     slice_index: int | None = None,
     affine: np.ndarray | None = None,
     source_names: Sequence[str] = (),
+    answer: str = "fine",
 ) -> Path:
     """Save `overview_figure` as PNG; the file appears only when it is whole. Returns its path."""
     png = io.BytesIO()
-    overview_figure(maps, title, slice_index, affine, source_names).savefig(png, format="png")
+    overview_figure(maps, title, slice_index, affine, source_names, answer).savefig(png, format="png")
     return write_atomic(path, png.getvalue())
 
 
@@ -57,6 +58,7 @@ def overview_figure(
     slice_index: int | None = None,
     affine: np.ndarray | None = None,
     source_names: Sequence[str] = (),
+    answer: str = "fine",
 ) -> Figure:
     """Draw one axial slice of every map, in radiological orientation (the patient's left is on the right).
 
@@ -70,13 +72,14 @@ def overview_figure(
         affine: (4, 4) voxel to RAS millimetres, which the heading then gives; without it arrays are taken to be LPS
             with cubic voxels.
         source_names: titles of the source channels.
+        answer: what kind of segmentation ``fine`` holds, such as ``consensus``.
 
     Raises:
         ValueError: nothing to draw, an unknown name, shapes that differ, or a slice outside the volume.
     """
     slices, index = axial_slices(maps, slice_index, affine)
     where = f"slice {index}" if affine is None else f"axial at {_height_mm(maps, affine, index):.0f} mm"
-    return _draw(_cut_to_head(slices), f"{title}  ·  {where}".strip(" ·"), _aspect(affine), source_names)
+    return _draw(_cut_to_head(slices), f"{title}  ·  {where}".strip(" ·"), _aspect(affine), source_names, answer)
 
 
 def literal(text: str) -> str:
@@ -171,7 +174,7 @@ def _cut_to_head(slices: dict[str, np.ndarray], margin: int = 4) -> dict[str, np
     return {name: image[(slice(None), *box)] for name, image in slices.items()}
 
 
-def _draw(slices: dict[str, np.ndarray], title: str, aspect: float, source_names: Sequence[str]) -> Figure:
+def _draw(slices: dict[str, np.ndarray], title: str, aspect: float, source_names: Sequence[str], answer: str) -> Figure:
     rows = _rows(slices)
     columns = max(len(row) for row in rows)
     pixels = next(iter(slices.values())).shape[1:]
@@ -187,7 +190,7 @@ def _draw(slices: dict[str, np.ndarray], title: str, aspect: float, source_names
             axes = figure.add_axes((*corner / size, *np.array([PANEL, height]) / size))
             _panel(axes, slices, name, channel, aspect)
             axes.set_title(
-                _panel_title(name, channel, _names(slices, name, source_names)), color=INK, fontsize=9, pad=3
+                _panel_title(name, channel, _names(slices, name, source_names), answer), color=INK, fontsize=9, pad=3
             )
             axes.set_axis_off()
     _footer(figure, slices)
@@ -228,11 +231,11 @@ def _names(slices: dict[str, np.ndarray], name: str, source_names: Sequence[str]
     return list(LABELS_OF_REGIONS)
 
 
-def _panel_title(name: str, channel: int, names: Sequence[str]) -> str:
+def _panel_title(name: str, channel: int, names: Sequence[str], answer: str) -> str:
     given = names[channel] if channel < len(names) else f"source {channel + 1}"
     if name == "source":
         return CONTRASTS.get(given, given)
-    title = {**IMAGES, **PROBABILITIES, **MASKS}[name]
+    title = {**IMAGES, **PROBABILITIES, **MASKS}[name] + (f" ({answer})" if name == "fine" else "")
     return f"{title}: {CONTRASTS.get(given, given)}" if channel < len(names) else title
 
 
