@@ -47,23 +47,11 @@ def to_latex(table: Table) -> str:
         [rf"\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in row] for row in table.rows
     ]
     columns = "".join("r" if _is_number_column(table, index) else "l" for index in range(len(table.head)))
-    body = [" & ".join(cells) + r" \\" for cells in ([_latex(name) for name in table.head], *rows)]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{_latex(table.title)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            body[0],
-            r"\midrule",
-            *body[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(rf"\par\footnotesize {_latex(note)}" for note in table.notes),
-            r"\end{table}",
-            "",
-        ]
-    )
+    texts = pd.DataFrame(rows, columns=[_latex(name) for name in table.head])
+    written = texts.to_latex(index=False, escape=False, column_format=columns, caption=_latex(table.title))
+    end = "\\end{table}\n"
+    notes = [rf"\par\footnotesize {_latex(note)}" for note in table.notes]
+    return written.removesuffix(end) + "\n".join([*notes, end])
 
 
 def to_csv(table: Table) -> str:
