@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
-from tissnet_components.weights import compact
+from tissnet_components.weights import compact, keep_recipe
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 NAMES = ("tissnet_brats", "tissnet_vs")
@@ -33,6 +33,21 @@ def random_weights(bundle: Path) -> None:
     torch.save(network.state_dict(), bundle / "models" / "plain.pt")
     compact(str(bundle / "models" / "plain.pt"), str(bundle / "models" / "model.pt"))
     (bundle / "models" / "plain.pt").unlink()
+
+
+def any_subset_weights(bundle: Path, **recipe: object) -> None:
+    """Write models/any_missing.pt and the recipe beside it: random, for any subset of the bundle's contrasts."""
+    train = json.loads((bundle / "configs" / "train.json").read_text())
+    contrasts = [*train["source_modalities"], train["target_modality"]]
+    keep_recipe(bundle / "models" / "any_missing.pt", {"source_modalities": contrasts, **recipe})
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("inference", "inference_any_missing")])
+    parser["bundle_root"] = str(bundle)
+    torch.manual_seed(0)
+    state = parser.get_parsed_content("network_def").state_dict()
+    for branch in ("generator.decoders.coarse", "segmentor.decoders.fine"):  # so that something is found
+        state[f"{branch}.head.bias"] += 4
+    torch.save(state, bundle / "models" / "any_missing.pt")
 
 
 def bundle_with_weights(name: str, folder: Path) -> Path:

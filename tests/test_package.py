@@ -3,15 +3,20 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
+from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bundle_copies import NAMES, bundle_with_weights, tiny_bundle
+import torch
+from bundle_copies import NAMES, any_subset_weights, bundle_with_weights, tiny_bundle
+from cohort import write_case
+from monai.bundle import ConfigParser
 from tissnet_components.package import LEFT_OUT, bundle_files, package, package_bundle, sha256, verify, write_zip
 from zip_page import page_blocks, required, the_pages_commands_make_a_mask
 
@@ -294,6 +299,28 @@ def test_the_zips_page_installs_what_the_metadata_requires(bundles, name):
     install = page_blocks()[0].split()
     assert install[:2] == ["pip", "install"]
     assert set(install[2:]) == required(bundles[name])
+
+
+def test_the_pages_command_for_any_subset_runs_from_what_was_packaged(tmp_path, monkeypatch):
+    """In this process, and so with its components; the slow test below runs the page's commands as they stand."""
+    bundle = tiny_bundle("tissnet_vs", tmp_path)
+    any_subset_weights(bundle)
+    with zipfile.ZipFile(package_bundle(bundle, tmp_path / "dist")) as archive:
+        archive.extractall(tmp_path / "colleague")
+    folder = tmp_path / "colleague" / "tissnet_vs"
+    scan = write_case(tmp_path / "scans" / "anna", shape=(30, 32, 12))["image"][1]
+    shutil.copy(scan, folder.parent / "anna_t1ce.nii.gz")
+    _, _, _, run, entry, *options = shlex.split(page_blocks()[2])
+    monkeypatch.chdir(folder)
+    given = dict(zip((option.removeprefix("--") for option in options[::2]), options[1::2], strict=True))
+    parser = ConfigParser()
+    parser.read_config(literal_eval(given.pop("config_file")))
+    parser.update(given | {"device": torch.device("cpu"), "outputs": ["seg", "summary"]})
+    for name in ("initialize", entry):
+        parser.get_parsed_content(name)
+    assert run == "run"
+    summary = json.loads((folder.parent / "results" / "anna" / "anna_summary.json").read_text())
+    assert (summary["real"], summary["synthetic"]) == (["t1ce"], ["t2"])
 
 
 @pytest.mark.slow

@@ -9,13 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import any_subset_weights
 from cohort import write_case
 from dicom_files import save_all, slices_of
-from monai.bundle import ConfigParser
 from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.scans.cases import find_scans
 from tissnet_components.segment import find_patients, segment
-from tissnet_components.weights import keep_recipe
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
 CONTRASTS = ["t1", "t1ce", "t2", "flair"]
@@ -32,16 +31,7 @@ def bundle(tmp_path_factory) -> Path:
     """The glioma bundle with random weights for any subset and three regions."""
     folder = tmp_path_factory.mktemp("bundle") / "tissnet_brats"
     shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("eval"))
-    keep_recipe(folder / "models" / "any_missing.pt", RECIPE | {"source_modalities": CONTRASTS})
-    parser = ConfigParser()
-    parser.read_config([str(folder / "configs" / f"{name}.json") for name in ("inference", "inference_any_missing")])
-    parser["bundle_root"] = str(folder)
-    torch.manual_seed(0)
-    state = parser.get_parsed_content("network_def").state_dict()
-    for name in ("coarse", "fine"):  # so that something is found
-        state[f"{'generator' if name == 'coarse' else 'segmentor'}.decoders.{name}.head.bias"] += 4
-    assert not [name for name in state if "running_mean" in name]  # no batch norm
-    torch.save(state, folder / "models" / "any_missing.pt")
+    any_subset_weights(folder, **RECIPE)
     return folder
 
 
@@ -75,6 +65,11 @@ def test_any_subset_is_segmented_and_the_others_are_synthesised(bundle, scans, g
 def test_the_papers_subset_is_segmented_by_the_bundles_own_weights(bundle, scans, tmp_path):
     segment(bundle, **{name: scans[name] for name in CONTRASTS[:3]}, out=tmp_path, case="anna", force=True)
     assert "real" not in summary_of(tmp_path, "anna")
+
+
+def test_the_norm_of_the_recipe_is_that_of_the_network(bundle):
+    weights = torch.load(bundle / "models" / "any_missing.pt", weights_only=True)
+    assert not [name for name in weights if "running_mean" in name]  # no batch norm
 
 
 def test_weights_for_any_subset_take_the_papers_when_they_are_asked_for(bundle, scans, tmp_path):

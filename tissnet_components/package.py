@@ -20,7 +20,8 @@ from tissnet_components.files import files_below
 
 OUT = Path("dist")
 PACKAGE = Path(__file__).parent
-WEIGHTS = tuple(f"models/{name}.{ending}" for name in ("model", "perceptor") for ending in ("pt", "json"))
+TRAINED = ("model", "perceptor", "any_missing")
+WEIGHTS = tuple(f"models/{name}.{ending}" for name in TRAINED for ending in ("pt", "json"))
 BUNDLE_FILES = ("LICENSE", "large_files.yml", "configs/**/*", "docs/**/*", *WEIGHTS)
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
 LEFT_OUT = ("phantom", "prepare", "report", "study")  # rooms that inference and training do without
