@@ -7,6 +7,7 @@ from tissnet_components.regions import (
     RegionsOfLabeld,
     TumorToIndicesd,
     checked_regions,
+    label_names,
     nested,
     region_label,
     region_masks,
@@ -28,6 +29,20 @@ def test_each_region_holds_its_labels(enhancing):
 
 def test_the_whole_tumor_alone_is_every_label_as_before():
     assert region_masks(line(0, 1, 2, 3, 4), ALL[:1]).flatten().tolist() == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("regions", "names"),
+    [
+        (ALL, {"edema": 2, "necrosis": 1, "enhancing tumor": 4}),
+        (ALL[:2], {"edema": 2, "tumor core": 1}),
+        (ALL[::2], {"whole tumor": 2, "enhancing tumor": 4}),
+        (ALL[:1], {"whole tumor": 1}),
+    ],
+    ids=["all", "no enhancing", "no core", "whole"],
+)
+def test_each_label_is_called_what_it_shows(regions, names):
+    assert label_names(regions) == names
 
 
 def test_regions_and_labels_lead_into_each_other():

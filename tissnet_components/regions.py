@@ -1,6 +1,7 @@
 """The parts of a glioma that BraTS names, each inside the one before: from a label map to a mask of each, and back."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from tissnet_components.errors import BadCase, UserError
 
 WHOLE = "whole tumor"
 LABELS_OF_REGIONS = {WHOLE: 2, "tumor core": 1, "enhancing tumor": 4}  # what BraTS calls the voxels of no smaller part
+REST = {(WHOLE, "tumor core"): "edema", ("tumor core", "enhancing tumor"): "necrosis"}  # of a region, beside its part
 FROM_MONAI = (1, 0, 2)  # MONAI's order is tumor core, whole tumor, enhancing tumor
 
 
@@ -69,6 +71,14 @@ def region_label(probabilities: torch.Tensor, regions: Sequence[str]) -> torch.T
     for name, mask in zip(regions, probabilities >= 0.5, strict=True):
         label[mask[None]] = LABELS_OF_REGIONS[name] if len(regions) > 1 else 1
     return label
+
+
+def label_names(regions: Sequence[str]) -> dict[str, int]:
+    """What each value of `region_label` shows: a region without the one inside it, so edema, necrosis, enhancing."""
+    inner = dict(pairwise(regions))
+    if not inner:
+        return {regions[0]: 1}
+    return {REST.get((name, inner.get(name, "")), name): LABELS_OF_REGIONS[name] for name in regions}
 
 
 class RegionsOfLabeld(MapTransform):

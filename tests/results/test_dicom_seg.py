@@ -1,6 +1,7 @@
 """The DICOM SEG lies where the mask lies, says what it is, and tells no more about the patient than filing needs."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import highdicom
@@ -11,6 +12,7 @@ import pydicom
 import pytest
 from cohort import oblique_affine
 from dicom_files import save_all, slices_of
+from tissnet_components.regions import LABELS_OF_REGIONS, WHOLE
 from tissnet_components.results.dicom_seg import FILING, check_dicom_seg, write_dicom_seg
 from tissnet_components.scans.dicom import find_series, read_series
 
@@ -53,9 +55,9 @@ def series(folder: Path, affine: np.ndarray = AFFINES["oblique"], **header: str)
     return list(find_series(folder)[0].files)
 
 
-def write(mask: np.ndarray, sources: list[Path], tmp_path: Path) -> pydicom.Dataset:
+def write(mask: np.ndarray, sources: list[Path], tmp_path: Path, regions: Sequence[str] = (WHOLE,)) -> pydicom.Dataset:
     affine = read_series(find_series(sources[0].parent)[0]).affine
-    path = write_dicom_seg(mask, affine, sources, tmp_path / "out" / "seg.dcm", SEGMENT, "TISS-Net", "0.1.0")
+    path = write_dicom_seg(mask, affine, sources, tmp_path / "out" / "seg.dcm", SEGMENT, "TISS-Net", "0.1.0", regions)
     assert [file.name for file in path.parent.iterdir()] == ["seg.dcm"]
     return pydicom.dcmread(path)
 
@@ -127,6 +129,23 @@ def test_it_says_what_was_segmented_and_by_what(mask, tmp_path):
     [algorithm] = segment.SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("TISS-Net", "0.1.0")
     assert "not a medical device" in written.SeriesDescription
+
+
+def test_each_part_of_a_tumor_is_a_segment_of_its_own_code(mask, tmp_path):
+    mask *= 2
+    mask[3:5, 4:6, 1] = 1
+    mask[7, 1, 4] = 4
+    written = write(mask, series(tmp_path / "series"), tmp_path, list(LABELS_OF_REGIONS))
+    told = [(one.SegmentLabel, one.SegmentedPropertyTypeCodeSequence[0]) for one in written.SegmentSequence]
+    assert [(label, code.CodingSchemeDesignator, code.CodeValue) for label, code in told] == [
+        ("edema", "SCT", "79654002"),
+        ("necrosis", "SCT", "6574001"),
+        ("enhancing tumor", "NCIt", "C113842"),
+    ]
+    read = highdicom.seg.Segmentation.from_dataset(written).get_volume(combine_segments=True)  # none overlap
+    lps = np.diag([-1, -1, 1, 1]) @ AFFINES["oblique"]
+    for number, label in enumerate((2, 1, 4), 1):
+        assert points(np.argwhere(read.array == number), read.affine) == points(np.argwhere(mask == label), lps)
 
 
 def test_nothing_else_about_the_patient_is_passed_on(mask, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tissnet_components.errors import BadCase, PackageMissing, UserError
 from tissnet_components.files import write_atomic
+from tissnet_components.regions import WHOLE, label_names
 from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom, quietly
 
 SERIES_NUMBER = 9001  # after any of the scanner's own
@@ -54,19 +55,21 @@ def write_dicom_seg(
     segment: Mapping[str, str],
     algorithm: str,
     version: str,
+    regions: Sequence[str] = (WHOLE,),
 ) -> Path:
-    """Write a binary mask as DICOM SEG (PS3.3 A.51) of the patient, study and frame of reference of its source.
+    """Write a mask as binary DICOM SEG (PS3.3 A.51) of the patient, study and frame of reference of its source.
 
     Of the source's patient and study only the attributes of `FILING` are copied, and whether it was de-identified; no
     equipment, institution or physician. What is malformed there is mended or left out, see `check_dicom_seg`.
 
     Args:
-        mask: above 0.5 is the segment.
+        mask: above 0.5 is the segment; of several regions, their label map, which gives a segment for each value.
         affine: (4, 4), voxel to RAS millimetres.
         sources: the slices of the source series, in any order.
         segment: ``label``, free text; ``type`` and ``region``, SNOMED CT concepts by pydicom's names, such as
-            ``Neoplasm`` and ``Brain``.
+            ``Neoplasm`` and ``Brain``. Several regions have the labels of `label_names` and the types of CID 7168.
         algorithm, version: what made the mask.
+        regions: that the mask names.
 
     Shapes:
         mask: (X, Y, Z).
@@ -76,11 +79,17 @@ def write_dicom_seg(
         ImportError: highdicom is not installed.
     """
     slices, _ = _references(sources)
-    return write_atomic(path, _content(mask, affine, slices, segment, algorithm, version))
+    return write_atomic(path, _content(mask, affine, slices, segment, algorithm, version, regions))
 
 
 @quietly()
-def check_dicom_seg(sources: Sequence[str | Path], segment: Mapping[str, str], algorithm: str, version: str) -> str:
+def check_dicom_seg(
+    sources: Sequence[str | Path],
+    segment: Mapping[str, str],
+    algorithm: str,
+    version: str,
+    regions: Sequence[str] = (WHOLE,),
+) -> str:
     """Try a DICOM SEG of an empty mask, and read it as highdicom does, before there is a mask.
 
     Returns:
@@ -94,7 +103,7 @@ def check_dicom_seg(sources: Sequence[str | Path], segment: Mapping[str, str], a
     try:
         slices, doubts = _references(sources)
         shape, affine = _grid(slices)
-        content = _content(np.zeros(shape), affine, slices, segment, algorithm, version)
+        content = _content(np.zeros(shape), affine, slices, segment, algorithm, version, regions)
         highdicom.seg.segread(io.BytesIO(content)).get_volume(combine_segments=True)
     except BadCase:
         raise
@@ -116,28 +125,40 @@ def import_highdicom() -> ModuleType:
 
 
 def _content(
-    mask: np.ndarray, affine: np.ndarray, slices: Sequence, segment: Mapping[str, str], algorithm: str, version: str
+    mask: np.ndarray,
+    affine: np.ndarray,
+    slices: Sequence,
+    segment: Mapping[str, str],
+    algorithm: str,
+    version: str,
+    regions: Sequence[str],
 ) -> bytes:
     """The file as bytes."""
     highdicom = import_highdicom()
     from pydicom.sr.codedict import codes
 
-    described = highdicom.seg.SegmentDescription(
-        segment_number=1,
-        segment_label=segment["label"],
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=getattr(codes.SCT, segment["type"]),
-        anatomic_regions=[getattr(codes.SCT, segment["region"])],
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name=algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=version
-        ),
-    )
+    types = {"edema": codes.SCT.Edema, "necrosis": codes.SCT.Necrosis, "enhancing tumor": codes.NCIt.EnhancingLesion}
+    names = label_names(regions) if len(regions) > 1 else {segment["label"]: 1}
+    masks = np.stack([mask == label if len(names) > 1 else mask > 0.5 for label in names.values()])
+    described = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=types.get(name, getattr(codes.SCT, segment["type"])),
+            anatomic_regions=[getattr(codes.SCT, segment["region"])],
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+                name=algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=version
+            ),
+        )
+        for number, name in enumerate(names, 1)
+    ]
     found = highdicom.seg.Segmentation(
         source_images=slices,
-        pixel_array=_volume(mask, affine, slices[0].FrameOfReferenceUID),
+        pixel_array=_volume(masks, affine, slices[0].FrameOfReferenceUID),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[described],
+        segment_descriptions=described,
         series_instance_uid=highdicom.UID(),
         series_number=SERIES_NUMBER,
         series_description=f"{segment['label']} (research, not a medical device)"[:64],
@@ -147,7 +168,7 @@ def _content(
         manufacturer_model_name="tissnet_components",
         software_versions=version,
         device_serial_number="none",
-        omit_empty_frames=bool((mask > 0.5).any()),
+        omit_empty_frames=bool(masks.any()),
         specific_character_set="ISO_IR 192",
     )
     content = io.BytesIO()
@@ -155,13 +176,14 @@ def _content(
     return content.getvalue()
 
 
-def _volume(mask: np.ndarray, affine: np.ndarray, frame_of_reference: str):
-    """The mask as highdicom arranges it: (slices, rows, columns), voxel to LPS millimetres."""
+def _volume(masks: np.ndarray, affine: np.ndarray, frame_of_reference: str):
+    """The masks as highdicom arranges them: (slices, rows, columns, segments), voxel to LPS millimetres."""
     return import_highdicom().Volume(
-        (mask > 0.5).T.astype(np.uint8),
+        masks.transpose(3, 2, 1, 0).astype(np.uint8),
         (LPS_TO_RAS @ affine)[:, [2, 1, 0, 3]],
         coordinate_system="PATIENT",
         frame_of_reference_uid=frame_of_reference,
+        channels={"SegmentNumber": list(range(1, len(masks) + 1))},
     )
 
 

@@ -13,6 +13,7 @@ from monai.data import NibabelWriter
 from monai.transforms import MapTransform, SaveImaged
 from tissnet_components.errors import BadCase
 from tissnet_components.files import atomic_write
+from tissnet_components.regions import WHOLE
 from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
 from tissnet_components.results.files import MARK, case_file, refuse_foreign
 from tissnet_components.results.overview import overview, save_slices
@@ -119,15 +120,17 @@ class CheckDicomSegd(MapTransform):
 
     Args:
         keys: the image, as `LoadImageCased` loads it.
-        segment, bundle_root: as of `SaveImageDicomSegd`.
+        segment, bundle_root, regions: as of `SaveImageDicomSegd`.
 
     Raises:
         BadCase: the first scan is no DICOM series, or as `check_dicom_seg`.
     """
 
-    def __init__(self, keys: KeysCollection, segment: Mapping[str, str], bundle_root: str) -> None:
+    def __init__(
+        self, keys: KeysCollection, segment: Mapping[str, str], bundle_root: str, regions: Sequence[str] = (WHOLE,)
+    ) -> None:
         super().__init__(keys)
-        self.terms = _terms(segment, bundle_root)
+        self.terms = _terms(segment, bundle_root, regions)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         source = data[self.keys[0]].meta
@@ -147,20 +150,28 @@ class SaveImageDicomSegd(SaveImaged):
         keys: the mask, on the grid of the scan.
         segment: what it shows, see `write_dicom_seg`.
         bundle_root: the bundle, whose metadata.json tells the name and version of the algorithm.
+        regions: that the mask names; of several, it is their label map.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str, segment: Mapping[str, str], bundle_root: str) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str,
+        segment: Mapping[str, str],
+        bundle_root: str,
+        regions: Sequence[str] = (WHOLE,),
+    ) -> None:
         super().__init__(keys, output_dir=output_dir)
-        self.output_dir, self.terms = output_dir, _terms(segment, bundle_root)
+        self.output_dir, self.terms = output_dir, _terms(segment, bundle_root, regions)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         mask, source = data[self.keys[0]], data["image"].meta
         file = case_file(self.output_dir, source["case"], "dicom_seg")
-        write_dicom_seg((mask[0] > 0).cpu().numpy(), np.asarray(mask.affine), source["dicom_files"], file, **self.terms)
+        write_dicom_seg(mask[0].cpu().numpy(), np.asarray(mask.affine), source["dicom_files"], file, **self.terms)
         return data
 
 
-def _terms(segment: Mapping[str, str], bundle_root: str) -> dict[str, Any]:
-    """What a DICOM SEG tells of the segment and of the algorithm."""
+def _terms(segment: Mapping[str, str], bundle_root: str, regions: Sequence[str]) -> dict[str, Any]:
+    """What a DICOM SEG tells of the segments and of the algorithm."""
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    return {"segment": segment, "algorithm": metadata["name"], "version": metadata["version"]}
+    return {"segment": segment, "algorithm": metadata["name"], "version": metadata["version"], "regions": regions}
