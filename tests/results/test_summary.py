@@ -7,6 +7,7 @@ import pytest
 import torch
 from cohort import oblique_affine
 from monai.data import MetaTensor
+from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.results.summary import SaveImageSummaryd, measure_quality, quality_flags, touches_edge
 
 SHAPE = (8, 8, 6)
@@ -125,6 +126,25 @@ def test_the_summary_is_written_beside_the_maps_with_the_thresholds_that_it_was_
         "flags": ["touches_edge", "mean_error"],
         "reasons": {},
     }
+
+
+def test_each_region_has_its_volume_and_its_parts_their_own_numbers_and_flags(mask, tmp_path):
+    label = 2 * mask  # 24 voxels
+    label[2, 2:5, 1:5] = 1  # half is core, of which no voxel enhances
+    refined = np.stack([mask, np.zeros(SHAPE), np.zeros(SHAPE)])  # the second answer finds no core
+    error = np.stack([np.full(SHAPE, value) for value in (0.1, 0.6, 0.9)])
+    maps = {"fine": label[None], "refined": refined, "error": error, "disagreement": np.zeros((3, *SHAPE))}
+    maps = {name: torch.from_numpy(value) for name, value in maps.items()}
+    maps["fine"] = MetaTensor(maps["fine"], affine=torch.from_numpy(AFFINE), meta={"case": "anna"})
+    keys = [*maps, "coarse"]
+    summary = SaveImageSummaryd(keys, str(tmp_path), THRESHOLDS, list(LABELS_OF_REGIONS))(maps)["summary"]
+    assert summary["regions_ml"] == {"whole tumor": 0.12, "tumor core": 0.06, "enhancing tumor": 0.0}
+    assert summary["agreement"] == 1
+    assert {name: part["mean_error"] for name, part in summary["parts"].items()} == {
+        "tumor core": 0.6,
+        "enhancing tumor": None,
+    }
+    assert summary["flags"] == ["tumor core: agreement", "tumor core: mean_error"]
 
 
 def test_doubts_about_the_scan_and_too_much_tumor_are_flagged_with_their_reasons(tmp_path):

@@ -91,7 +91,8 @@ class SaveImageSummaryd(SaveImaged):
 
     Args:
         keys: mask, refined, error, disagreement and coarse, in this order, on the grid of the input scan.
-        regions: that the mask names; of several, their volumes are told.
+        regions: that the mask names; of several, the volumes are told, and of the whole's parts ``parts``, the same
+            numbers and flags. That a part is empty is no flag: many tumors do not enhance.
         contrasts: that the network knows; where a patient lacks some, it is told which are real and which synthetic.
         thresholds: ``agreement`` and ``predicted_dice``, below which a case is flagged, ``mean_error`` and
             ``mean_disagreement``, above which it is, and ``edge_voxels``; also ``tumor_share``, where the metadata of
@@ -119,17 +120,17 @@ class SaveImageSummaryd(SaveImaged):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image = data[self.keys[0]]
-        mask = image[0].cpu().numpy()
-        refined, error, disagreement, coarse = (
-            data[key][0].cpu().numpy() if key in data else None for key in self.keys[1:]
-        )
-        edge_voxels = int(self.thresholds["edge_voxels"])
-        measured = measure_quality(mask, refined, error, disagreement, coarse, np.asarray(image.affine), edge_voxels)
+        measured, *parts = (self._measured(data, number) for number in range(len(self.regions)))
         case = image.meta["case"]
         series = {"series": image.meta["series"]} if "series" in image.meta else {}
         reasons = {**self._share(measured, image.meta.get("brain_ml")), **image.meta.get("doubts", {})}
+        flags_of_parts = {
+            name: [flag for flag in quality_flags(part, self.thresholds) if flag in (*LEAST, *MOST)]
+            for name, part in zip(self.regions[1:], parts, strict=True)
+        }
         flags = [*quality_flags(measured, self.thresholds), *reasons]
-        told = {**series, **self._contrasts(image.meta.get("contrasts")), **measured, **self._regions(image)}
+        flags += [f"{name}: {flag}" for name, found in flags_of_parts.items() for flag in found]
+        told = {**series, **self._contrasts(image.meta.get("contrasts")), **measured, **self._of_parts(measured, parts)}
         summary = {"case": case, **told, "flags": flags, "reasons": reasons}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
         write_atomic(case_file(self.output_dir, case, "summary"), f"{text}\n".encode())
@@ -141,16 +142,26 @@ class SaveImageSummaryd(SaveImaged):
             return {}
         return {"real": list(real), "synthetic": [name for name in self.contrasts if name not in real]}
 
-    def _regions(self, label: Any) -> dict[str, dict[str, float]]:
-        """The volume of each region, where there are several."""
-        if len(self.regions) == 1:
+    def _measured(self, data: Mapping[Hashable, Any], number: int) -> dict[str, Any]:
+        """What `measure_quality` finds of a region."""
+        label, *others = self.keys
+        mask = region_masks(data[label], self.regions, binary=True)[number].cpu().numpy()
+        refined, error, disagreement, coarse = (
+            data[key][number].cpu().numpy() if key in data else None for key in others
+        )
+        edge_voxels = int(self.thresholds["edge_voxels"])
+        affine = np.asarray(data[label].affine)
+        return measure_quality(mask, refined, error, disagreement, coarse, affine, edge_voxels)
+
+    def _of_parts(self, whole: dict[str, Any], parts: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The volume of each region and the numbers of the whole's parts, where there are several."""
+        if not parts:
             return {}
-        voxel_ml = abs(np.linalg.det(np.asarray(label.affine)[:3, :3])) / 1000
-        masks = region_masks(label, self.regions, binary=True)
+        volumes_ml = [region["volume_ml"] for region in (whole, *parts)]
+        numbers = [{name: part[name] for name in (*LEAST, *MOST)} for part in parts]
         return {
-            "regions_ml": {
-                name: round(float(mask.sum() * voxel_ml), 4) for name, mask in zip(self.regions, masks, strict=True)
-            }
+            "regions_ml": dict(zip(self.regions, volumes_ml, strict=True)),
+            "parts": dict(zip(self.regions[1:], numbers, strict=True)),
         }
 
     def _share(self, measured: dict[str, Any], brain_ml: float | None) -> dict[str, str]:
