@@ -113,20 +113,52 @@ def test_with_flair_missing_each_term_is_the_papers(network, full):
     assert torch.equal(batch.source, hiding(full.source, (True, True, True, False)))
     assert torch.equal(batch.target, full.target)
     assert l1(maps["synthetic"], batch.target, batch.absent).item() == pytest.approx(l1(*flair).item(), rel=1e-6)
+    loss = TissNetLoss({"global_l1": 50, "tumor_l1": 200})
+    papers = loss({"synthetic": flair[0]}, Batch(full.source[:, :3], flair[1], full.label))
+    assert {name: value.item() for name, value in loss(maps, batch).items()} == pytest.approx(
+        {name: value.item() for name, value in papers.items()}, rel=1e-6
+    )
+
+
+def test_a_sample_of_which_nothing_is_absent_dilutes_no_term():
+    """The first lacks nothing, the second one contrast, the third two; a score is the sum of what is seen."""
+    size = (2, 2, 1)
+    kept = torch.tensor([[True, True], [True, False], [False, False]])[..., None, None, None]
+    real, made = torch.full((3, 2, *size), 0.25), torch.tensor([0.5, 0.75])[:, None, None, None]
+    maps = {"source": torch.where(kept, real, ABSENT), "synthetic": torch.where(kept, real, made)}
+    batch = Batch(real, real, torch.ones(3, 1, *size)).of_subset(maps)
+    rivals = nn.ModuleDict({name: SumOfChannels() for name in ("global", "tumor")})
+    values = TissNetLoss(dict.fromkeys(BY_HAND, 1.0), discriminators=rivals)(maps, batch)
+    assert {name: values[name].item() for name in BY_HAND} == pytest.approx(BY_HAND)
+    assert TissNetLoss({"global_adversarial": 1}, discriminators=rivals).counts(batch) == {"global_adversarial": 2}
+
+
+class SumOfChannels(nn.Module):
+    """A discriminator that scores each voxel."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.sum(1, keepdim=True)
+
+
+BY_HAND = {  # the second sample's source is (0.25, -1), its set (0.25, 0.75); the third's (-1, -1) and (0.5, 0.75)
+    **dict.fromkeys(("global_l1", "tumor_l1"), (0.5 + (0.25 + 0.5) / 2) / 2),
+    **dict.fromkeys(("global_adversarial", "tumor_adversarial"), ((0.25 - 1) ** 2 + (-0.75 - 1) ** 2) / 2),
+}
 
 
 def test_terms_are_on_what_was_absent_alone(full):
     kept = torch.tensor([[True, True, False, True], [False, True, False, True]])[..., None, None, None]
     maps = {"source": torch.where(kept, full.source, ABSENT), "synthetic": torch.where(kept, full.source, 0.5)}
     batch = full.of_subset(maps)
-    errors = [(0.5 - full.target[sample, channel]).abs().mean() for sample, channel in ((0, 2), (1, 0), (1, 2))]
-    assert l1(maps["synthetic"], batch.target, batch.absent).item() == pytest.approx(torch.stack(errors).mean().item())
+    first, second, third = ((0.5 - full.target[s, c]).abs().mean().item() for s, c in ((0, 2), (1, 0), (1, 2)))
+    expected = (first + (second + third) / 2) / 2
+    assert l1(maps["synthetic"], batch.target, batch.absent).item() == pytest.approx(expected)
 
 
 def test_a_sample_without_absent_contrasts_teaches_no_synthesis(full):
     batch = full.of_subset({"source": full.source, "synthetic": full.source})
     assert not batch.absent.any()
-    assert batch.samples.tolist() == [[False, True, True]] * 2
+    assert batch.samples.tolist() == [[False, True, True, False]] * 2
 
 
 def test_a_contrast_that_the_patient_lacks_is_held_against_nothing(full):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 SEGMENTOR_TERMS = ("fine", "error", "consistency")
 Maps = dict[str, torch.Tensor]
 Needs = tuple[str, ...]
-PARTS = ("target", "label", "tumor")  # what a sample may lack
+PARTS = ("target", "label", "tumor", "synthetic")  # what a sample may lack
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class Batch:
         has_target, has_label: what each sample has; by default everything.
         everyone: ``samples`` of all processes, see `of_all_processes`.
         absent: where any contrast may be missing, those that were synthesised and are known, see `of_subset`.
+        has_synthetic: where any contrast may be missing, whether one was, and so was synthesised.
 
     Shapes:
         source: (B, C, X, Y, Z), the available modalities.
         target: (B, 1, X, Y, Z), the real missing modality; of any subset, (B, C, X, Y, Z), all contrasts.
         label: (B, R, X, Y, Z), the mask of each region, {0, 1}; one region is the paper's case.
-        has_target, has_label: (B,) booleans.
-        everyone: (B of all processes, 3) booleans.
+        has_target, has_label, has_synthetic: (B,) booleans.
+        everyone: (B of all processes, 4) booleans.
         absent: (B, C) booleans.
     """
 
@@ -47,13 +48,15 @@ class Batch:
     has_label: torch.Tensor | None = None
     everyone: torch.Tensor | None = None
     absent: torch.Tensor | None = None
+    has_synthetic: torch.Tensor | None = None
 
     @cached_property
     def samples(self) -> torch.Tensor:
-        """(B, 3) booleans: whether each sample has its target, its label, and a tumor in it."""
+        """(B, 4) booleans: whether each sample has its target, its label, a tumor in it, and anything synthetic."""
         every = torch.ones(len(self.label), dtype=torch.bool)
-        target, label = (every if has is None else has.cpu() for has in (self.has_target, self.has_label))
-        return torch.stack([target, label, label & self.label.flatten(1).any(1).cpu()], dim=1)
+        told = self.has_target, self.has_label, self.has_synthetic
+        target, label, synthetic = (every if has is None else has.cpu() for has in told)
+        return torch.stack([target, label, label & self.label.flatten(1).any(1).cpu(), synthetic], dim=1)
 
     def of_all_processes(self) -> "Batch":
         """The same samples, knowing what those of the other processes have: a collective."""
@@ -66,10 +69,12 @@ class Batch:
         x_s is that subset, x_t' the completed set, and x_t holds the real contrasts in place of the absent ones. One
         that the patient lacks is held against nothing.
         """
-        absent = is_present(self.target) & ~is_present(maps["source"])
+        synthesised = ~is_present(maps["source"])
+        absent = is_present(self.target) & synthesised
         target = torch.where(absent, self.target, maps["synthetic"].detach())
-        absent = absent[..., 0, 0, 0]
-        return replace(self, source=maps["source"], target=target, has_target=absent.any(1), absent=absent)
+        absent, synthesised = absent[..., 0, 0, 0], synthesised[..., 0, 0, 0]
+        has = {"has_target": absent.any(1), "has_synthetic": synthesised.any(1)}
+        return replace(self, source=maps["source"], target=target, absent=absent, **has)
 
     def having(self, needs: Needs, maps: Maps) -> tuple[Maps, "Batch"]:
         """The samples that have all of ``PARTS`` named, and their maps."""
@@ -139,12 +144,17 @@ def dice_loss(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def l1(synthetic: torch.Tensor, target: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
     """The L1 norm of Eqs. 1 and 4, a mean over voxels; of several contrasts, over those that were absent alone.
 
+    Every sample counts alike, however many of its contrasts were absent.
+
     Shapes:
         synthetic, target: (B, C, X, Y, Z).
-        absent: (B, C) booleans.
+        absent: (B, C) booleans, at least one of each sample.
         returns: scalar.
     """
-    return F.l1_loss(synthetic, target) if absent is None else F.l1_loss(synthetic[absent], target[absent])
+    if absent is None:
+        return F.l1_loss(synthetic, target)
+    errors = F.l1_loss(synthetic, target, reduction="none").flatten(2).mean(2)
+    return ((errors * absent).sum(1) / absent.sum(1)).mean()
 
 
 def fool(scores: torch.Tensor) -> torch.Tensor:
@@ -278,9 +288,9 @@ class TissNetLoss(WeightedTerms):
 
     NEEDS: ClassVar[dict[str, Needs]] = {
         "global_l1": ("target",),
-        "global_adversarial": (),
+        "global_adversarial": ("synthetic",),
         "tumor_l1": ("target", "tumor"),
-        "tumor_adversarial": ("tumor",),
+        "tumor_adversarial": ("tumor", "synthetic"),
         "perceptibility": ("label",),
         "coarse": ("label",),
         "fine": ("label",),
