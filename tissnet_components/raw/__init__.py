@@ -1,0 +1,1 @@
+"""From what the scanner gave to what the network takes, and back."""
