@@ -18,6 +18,7 @@ from tissnet_components.start import without_collecting
 
 COMMANDS = {  # name -> where it is, below this package, and its purpose; imported when it is called
     "segment": ("segment.segment", "segment patients, and synthesise the contrast that they lack"),
+    "view": ("results.page.view", "open a page that shows a case, or all cases of a folder"),
     "phantom": ("phantom.cohort.phantom", "simulate a cohort, to start without any data"),
     "prepare_brats": ("prepare.brats.prepare_brats", "check a BraTS download and write its datalist"),
     "prepare_vs": ("prepare.vestibular.prepare_vs", "convert Vestibular-Schwannoma-SEG and write its datalist"),

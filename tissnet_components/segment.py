@@ -44,6 +44,7 @@ def segment(
     t2_series: str | None = None,
     flair_series: str | None = None,
     dicom_seg: bool = False,
+    html: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     force: bool = False,
@@ -89,6 +90,8 @@ def segment(
         t2_series: likewise for T2.
         flair_series: likewise for FLAIR.
         dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder.
+        html: write a page per case too (_view.html), to look at scans and results in a browser, and of many cases
+            index.html, which lists them.
         overwrite: replace results that are there already.
         resume: keep finished cases, do the others.
         force: segment also scans that are surely no such contrasts, or not skull-stripped.
@@ -149,6 +152,10 @@ def segment(
         if parser and theirs:
             parser.update({key: value for key, value in settings.items() if value is not None})
             failed |= _run(parser, theirs, out, former=list(FILES) if overwrite else ["summary"])
+    if html:
+        failed |= _write_pages([patient for patient in patients if patient["case"] not in failed], settings["series"], out)
+        if cases:
+            write_index(out)
     print(f"results in {out if cases else out / patients[0]['case']}")
     if failed and not cases:
         raise UserError(failed[patients[0]["case"]])

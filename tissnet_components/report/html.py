@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from tissnet_components.errors import PackageMissing, UserError
+from tissnet_components.errors import UserError
 from tissnet_components.files import files_below, write_atomic
 from tissnet_components.report import formats, plots
 from tissnet_components.report.by_case import QUALITY, case_by_case_table, quality_table
@@ -26,6 +26,7 @@ from tissnet_components.report.tables import (
     run_of,
 )
 from tissnet_components.report.wanted import check_report, evaluated
+from tissnet_components.results.page import html_template
 
 OUT = Path("report.html")
 CASES = " The cases are those at the 90th, 50th and 10th percentile of the Dice of {}."
@@ -115,7 +116,7 @@ def report(
         "cases": case_by_case_table(_methods(wanted, found)) if found else None,
         "provenance": provenance_table(study, records_of(home, study)) if study else None,
     }
-    page = _template().render(
+    page = html_template(Path(__file__).with_name("report.html")).render(
         **content, pictures=[_picture(path, roots) for path in overviews[:max_pictures]], pictures_found=len(overviews)
     )
     if str(out).endswith(".html"):
@@ -248,12 +249,3 @@ def _picture(path: Path, roots: Sequence[Path]) -> dict[str, str]:
     name = path.relative_to(root).with_suffix("").as_posix()
     return {"name": name, "data": base64.b64encode(path.read_bytes()).decode()}
 
-
-def _template():
-    try:
-        import jinja2
-    except ImportError as missing:
-        raise PackageMissing("the report needs jinja2: pip install 'tissnet-components[report]'") from missing
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html")

@@ -14,6 +14,7 @@ FILES = {  # what a case may leave in its folder, after its name
     "slice": "slice.npz",
     "summary": "summary.json",
     "dicom_seg": "seg.dcm",
+    "view": "view.html",
 }
 MARK = b"TISS-Net"  # in the header's description, of what may be replaced
 

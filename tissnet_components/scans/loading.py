@@ -114,6 +114,7 @@ class LoadImageCased(LoadCased):
         modalities: what the network expects, in order. With one alone, a file needs no particular name.
         any_subset: one of the scans stands for those that the patient has, and not for all modalities.
         series: modality -> the DICOM series to take, where the user says so, see `with_series`.
+        told: print which series is taken, and why.
 
     Raises:
         BadCase: as ``LoadCased``; a sibling is missing or doubled; a 4-D file has another number of channels.
@@ -125,9 +126,11 @@ class LoadImageCased(LoadCased):
         modalities: Sequence[str],
         series: Mapping[str, str] | None = None,
         any_subset: bool = False,
+        told: bool = True,
     ) -> None:
         super().__init__(keys)
         self.modalities, self.series, self.any_subset = list(modalities), dict(series or {}), any_subset
+        self.told = told
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         data = {**data, **{key: self._one_by_one(data[key]) for key in self.keys if key in data}}
@@ -162,7 +165,7 @@ class LoadImageCased(LoadCased):
         given = given if isinstance(given, str | Path) else [scan for scan in given if scan is not None]
         scans = with_series(str(given) if isinstance(given, Path) else given, there, self.series)
         for scan in as_list(scans):
-            if isinstance(scan, Series):
+            if self.told and isinstance(scan, Series):
                 tqdm.write(f"{case}: {scan.contrast} is the {scan}: {scan.reason}")
         return scans
 
