@@ -781,3 +781,15 @@ def test_a_dicom_seg_of_nifti_files_is_refused_at_once(bundle, scans, cohort, ti
     assert "--dicom_seg needs a DICOM series to refer to" in refused(bundle, **scans, dicom_seg=True)
     assert "--dicom_seg needs a DICOM series to refer to" in refused(bundle, cases=str(cohort), dicom_seg=True)
     assert not times_loaded
+
+
+def test_a_cohort_gets_a_page_for_each_case_and_one_that_lists_them(bundle, cohort, tmp_path, times_loaded):
+    options = {"cases": str(cohort), "out": str(tmp_path / "out"), "outputs": "seg"}
+    segment(str(bundle), **options)
+    segment(str(bundle), **options, html=True, resume=True)
+    assert len(times_loaded) == 1, "a page alone needs no network"
+    pages = {f"{case}/{case}_view.html" for case in ("anna", "bert", "carl")}
+    assert {*pages, "index.html"} <= files_below(tmp_path / "out")
+    text = (tmp_path / "out" / "anna" / "anna_view.html").read_text()
+    assert all(f'"title": "{title}"' in text for title in ("T1", "T1 + contrast agent", "T2", "mask"))
+    assert all(f'href="{page}"' in (tmp_path / "out" / "index.html").read_text() for page in pages)

@@ -11,6 +11,7 @@ from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import import_highdicom
 from tissnet_components.results.files import FILES, case_file, is_result, refuse_foreign
+from tissnet_components.results.page import write_index, write_page
 from tissnet_components.scans.choice import contrasts_below
 from tissnet_components.scans.dicom import holds_dicom
 from tissnet_components.scans.naming import case_of, check_case_name, scans_below, tells_contrast
@@ -69,6 +70,7 @@ def segment(
     Exit status: 0, all went well; 1, a case failed, listed at the end with the reason.
     A patient with another subset of the contrasts needs models/any_missing.pt in the bundle; all that is missing is
     then synthesised.
+    With --html each case also gets a page for the browser, to look at scans and results.
     For research; not a medical device.
 
     Args:
@@ -90,8 +92,8 @@ def segment(
         t2_series: likewise for T2.
         flair_series: likewise for FLAIR.
         dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder.
-        html: write a page per case too (_view.html), to look at scans and results in a browser, and of many cases
-            index.html, which lists them.
+        html: write a page per case too (_view.html), to look at scans and results, and for many cases index.html,
+            which lists them, the worst first.
         overwrite: replace results that are there already.
         resume: keep finished cases, do the others.
         force: segment also scans that are surely no such contrasts, or not skull-stripped.
@@ -153,13 +155,32 @@ def segment(
             parser.update({key: value for key, value in settings.items() if value is not None})
             failed |= _run(parser, theirs, out, former=list(FILES) if overwrite else ["summary"])
     if html:
-        failed |= _write_pages([patient for patient in patients if patient["case"] not in failed], settings["series"], out)
-        if cases:
+        unseen = [p for p in patients if p in todo or not os.path.exists(case_file(out, p["case"], "view"))]
+        there = [patient for patient in unseen if patient["case"] not in failed]
+        failed |= _write_pages(there, out, modalities, known, settings["series"])
+        if cases and len(failed) < len(patients):
             write_index(out)
     print(f"results in {out if cases else out / patients[0]['case']}")
     if failed and not cases:
         raise UserError(failed[patients[0]["case"]])
     report_failed(failed if skip_unmatched else passed_over | failed)
+
+
+def _write_pages(
+    patients: Sequence[Mapping[str, Any]],
+    out: Path,
+    modalities: Sequence[str],
+    known: Sequence[str],
+    series: Mapping[str, str],
+) -> dict[str, str]:
+    """The page of each patient. Returns the reasons of those that failed."""
+    failed = {}
+    for patient in patients:
+        try:
+            write_page(out, patient["case"], patient["image"], known if patient["any_subset"] else modalities, series)
+        except UserError as reason:
+            failed[patient["case"]] = f"segmented, but without a page: {reason}"
+    return failed
 
 
 def find_patients(

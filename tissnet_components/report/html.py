@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 from tissnet_components.errors import UserError
@@ -116,10 +117,12 @@ def report(
         "cases": case_by_case_table(_methods(wanted, found)) if found else None,
         "provenance": provenance_table(study, records_of(home, study)) if study else None,
     }
+    one_page = str(out).endswith(".html")
+    pictures = [_picture(path, roots, Path(out).parent if one_page else Path(out)) for path in overviews[:max_pictures]]
     page = html_template(Path(__file__).with_name("report.html")).render(
-        **content, pictures=[_picture(path, roots) for path in overviews[:max_pictures]], pictures_found=len(overviews)
+        **content, pictures=pictures, pictures_found=len(overviews)
     )
-    if str(out).endswith(".html"):
+    if one_page:
         return str(write_atomic(out, page.encode(errors="replace")))
     _write_files(Path(out), content)
     return str(write_atomic(Path(out, "report.html"), page.encode(errors="replace")))
@@ -244,8 +247,10 @@ def _file_names(shown: Sequence[Table | Shown]) -> list[str]:
     return [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
 
 
-def _picture(path: Path, roots: Sequence[Path]) -> dict[str, str]:
+def _picture(path: Path, roots: Sequence[Path], folder: Path) -> dict[str, str]:
+    """A case's picture, and the address of its page from the folder of the report, if it has one."""
     root = next(root for root in roots if root in path.parents)
     name = path.relative_to(root).with_suffix("").as_posix()
-    return {"name": name, "data": base64.b64encode(path.read_bytes()).decode()}
-
+    page = path.with_name(path.name.replace("_overview.png", "_view.html"))
+    address = quote(Path(os.path.relpath(page, folder)).as_posix()) if page.is_file() else ""
+    return {"name": name, "data": base64.b64encode(path.read_bytes()).decode(), "page": address}

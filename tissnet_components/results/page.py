@@ -33,7 +33,7 @@ REASONS = {  # of the flags that a summary gives no reason for
     "mean_disagreement": "the two final segmentations differ within the mask",
 }
 LIMIT_MB = 10  # of the volumes in a page; more are shown at half their resolution
-MARGIN = 4  # voxels around the head that are kept
+RIM = 4  # voxels around the head that are kept
 DIM = 0.02  # of the range of an image is shown black, like the rim of a synthetic one
 
 
@@ -123,7 +123,9 @@ def write_page(
     found, summary = _images(out, case), _summary(case_file(out, case, "summary"))
     volumes = [*(_scans(case, scans, modalities, series, found) if scans else ()), *_results(found, summary)]
     if not any(volume.kind == "image" for volume in volumes):
-        raise UserError(f"{out / case} holds no synthetic image; name the scans, such as --t1, so that there is a picture")
+        raise UserError(
+            f"{out / case} holds no synthetic image; name the scans, such as --t1, so that there is a picture"
+        )
     volumes, encoded = _small_enough(_cut_to_head(volumes))
     content = {
         "volumes": [
@@ -133,9 +135,11 @@ def write_page(
         "start_mm": _start_mm(volumes),
         "regions": "regions_ml" in summary,
     }
-    library = (HERE / "vendor" / "niivue.umd.js").read_text(encoding="utf-8")
+    licenses, viewer = (
+        (HERE / "vendor" / name).read_text("utf-8") for name in ("niivue_licenses.txt", "niivue.umd.js")
+    )
     page = html_template(HERE / "view.html").render(
-        case=case, summary=summary, flags=_flags(summary), content=content, library=library
+        case=case, summary=summary, flags=_flags(summary), content=content, library=f"/*\n{licenses}*/\n{viewer}"
     )
     return write_atomic(case_file(out, case, "view"), page.encode(errors="replace"))
 
@@ -150,9 +154,19 @@ def write_index(out: Path) -> Path:
     """
     summaries = [_summary(file) for file in sorted(out.glob("*/*_summary.json"))]
     if not summaries:
-        raise FileMissing(f"{out} holds no results; give the folder that segment wrote to (its --out), or one case in it")
+        raise FileMissing(
+            f"{out} holds no results; give the folder that segment wrote to (its --out), or one case in it"
+        )
     page = html_template(HERE / "index.html").render(
-        cases=[{**summary, "flags": _flags(summary), "page": page_link(out, summary["case"]), "picture": _link(out, summary["case"], "overview")} for summary in _worst_first(summaries)]
+        cases=[
+            {
+                **summary,
+                "flags": _flags(summary),
+                "page": page_link(out, summary["case"]),
+                "picture": _link(out, summary["case"], "overview"),
+            }
+            for summary in _worst_first(summaries)
+        ]
     )
     return write_atomic(out / "index.html", page.encode(errors="replace"))
 
@@ -213,7 +227,7 @@ def _reason(flag: str, summary: Mapping[str, Any]) -> str:
     return REASONS.get(flag, "") + numbers
 
 
-def _images(out: Path, case: str) -> dict[str, nib.Nifti1Image]:
+def _images(out: Path, case: str) -> dict[str, Any]:
     """The images among the results of a case, not read yet."""
     files = {name: case_file(out, case, name) for name in ("synthetic", "seg", *DOUBTS)}
     return {name: nib.load(file) for name, file in files.items() if file.is_file()}
@@ -224,7 +238,7 @@ def _scans(
     scans: str | Sequence[str | None],
     modalities: Sequence[str],
     series: Mapping[str, str] | None,
-    results: Mapping[str, nib.Nifti1Image],
+    results: Mapping[str, Any],
 ) -> list[Volume]:
     """The scans, as they were segmented."""
     from tissnet_components.scans.loading import LoadImageCased  # with PyTorch and MONAI, which results alone need not
@@ -238,7 +252,7 @@ def _scans(
     return [Volume("image", n, TITLES.get(n, n), v, affine) for n, v in zip(names, image.numpy(), strict=True)]
 
 
-def _results(results: Mapping[str, nib.Nifti1Image], summary: Mapping[str, Any]) -> list[Volume]:
+def _results(results: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Volume]:
     """Every synthetic contrast, the mask, and of the maps of doubt the whole tumor's."""
     shown = []
     for name, image in results.items():
@@ -253,7 +267,9 @@ def _results(results: Mapping[str, nib.Nifti1Image], summary: Mapping[str, Any])
                 for number, (title, channel) in enumerate(zip(titles, channels, strict=True))
             ]
         else:
-            shown.append(Volume("map" if name in DOUBTS else "mask", name, DOUBTS.get(name, "mask"), channels[0], image.affine))
+            shown.append(
+                Volume("map" if name in DOUBTS else "mask", name, DOUBTS.get(name, "mask"), channels[0], image.affine)
+            )
     return shown
 
 
@@ -263,12 +279,12 @@ def _cut_to_head(volumes: list[Volume]) -> list[Volume]:
     if not head.any():
         return volumes
     places = [np.flatnonzero(head.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    low = [max(place[0] - MARGIN, 0) for place in places]
-    box = tuple(slice(start, place[-1] + 1 + MARGIN) for start, place in zip(low, places, strict=True))
+    low = [max(place[0] - RIM, 0) for place in places]
+    box = tuple(slice(start, place[-1] + 1 + RIM) for start, place in zip(low, places, strict=True))
     return [_moved(volume, volume.voxels[box], low, [1, 1, 1]) for volume in volumes]
 
 
-def _moved(volume: Volume, voxels: np.ndarray, first: Sequence[float], step: Sequence[float]) -> Volume:
+def _moved(volume: Volume, voxels: np.ndarray, first: Any, step: Any) -> Volume:
     """The volume with other voxels, of which the first lies at this place of the former grid."""
     placed = np.eye(4)
     placed[:3, :3], placed[:3, 3] = np.diag(step), first
