@@ -134,7 +134,7 @@ def test_segment_refuses_a_mistake_before_it_imports_what_takes_seconds():
 
 
 def test_an_unknown_command_is_answered_with_those_that_there_are(monkeypatch):
-    with pytest.raises(SystemExit, match="there is no command 'segmnt'; choose one of segment, phantom"):
+    with pytest.raises(SystemExit, match="there is no command 'segmnt'; choose one of segment, view, phantom"):
         run(monkeypatch, "segmnt")
 
 

@@ -222,9 +222,11 @@ def _flags(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _reason(flag: str, summary: Mapping[str, Any]) -> str:
     if flag in summary["reasons"]:
         return summary["reasons"][flag]
-    compared = flag in summary["thresholds"] and isinstance(summary.get(flag), float)
-    numbers = f" ({summary[flag]:.2f}, threshold {summary['thresholds'][flag]:g})" if compared else ""
-    return REASONS.get(flag, "") + numbers
+    *part, name = flag.rsplit(": ", 1)  # such as "tumor core: agreement"
+    value = (summary["parts"][part[0]] if part else summary).get(name)
+    threshold = summary["thresholds"].get(name)
+    numbers = f" ({value:.2f}, threshold {threshold:g})" if isinstance(value, float) and threshold else ""
+    return REASONS.get(name, "") + numbers
 
 
 def _images(out: Path, case: str) -> dict[str, Any]:
