@@ -136,11 +136,12 @@ def segment(
     if dicom_seg:
         _check_dicom(patients)
     todo = _to_do(patients, out, outputs, overwrite, resume)
-    series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
+    given_series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
+    series = {modality: name for modality, name in given_series.items() if name}
     settings = {
         "output_dir": str(out),
         "outputs": outputs,
-        "series": {modality: name for modality, name in series.items() if name},
+        "series": series,
         "precision": precision,
         "inferer::flips": flips,
         "consensus": consensus,
@@ -153,11 +154,11 @@ def segment(
         theirs = [patient for patient in todo if parser is (any_subset if patient["any_subset"] else own)]
         if parser and theirs:
             parser.update({key: value for key, value in settings.items() if value is not None})
-            failed |= _run(parser, theirs, out, former=list(FILES) if overwrite else ["summary"])
+            failed |= _run(parser, theirs, out, former=list(FILES) if overwrite else ["summary", "view"])
     if html:
         unseen = [p for p in patients if p in todo or not os.path.exists(case_file(out, p["case"], "view"))]
         there = [patient for patient in unseen if patient["case"] not in failed]
-        failed |= _write_pages(there, out, modalities, known, settings["series"])
+        failed |= _write_pages(there, out, modalities, known, series)
         if cases and len(failed) < len(patients):
             write_index(out)
     print(f"results in {out if cases else out / patients[0]['case']}")

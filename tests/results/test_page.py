@@ -78,11 +78,7 @@ def test_a_page_loads_nothing_from_elsewhere(tmp_path):
 
 def test_a_page_gives_volume_and_flags_with_their_reasons_and_is_for_research_only(tmp_path):
     write_results(
-        tmp_path,
-        "anna",
-        ["agreement", "skull"],
-        agreement=0.31,
-        reasons={"skull": "a dark layer lies near the surface"},
+        tmp_path, "anna", ["agreement", "skull"], agreement=0.31, reasons={"skull": "a dark layer near the surface"}
     )
     text = without_viewer(write_page(tmp_path, "anna"))
     assert "0.1 ml" in text and "Research only. Not a medical device." in text
