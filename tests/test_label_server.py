@@ -1,5 +1,7 @@
 """Requests of MONAI Label, without the server; environment_tests/test_monai_label.py asks a real one."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -7,8 +9,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from cohort import save
-from tissnet_components.label_server import ChooseMapd, LoadImageServed
+from bundle_copies import TINY, any_subset_weights, read_config, tiny_bundle
+from cohort import save, write_case
+from monai.transforms import SaveImaged
+from tissnet_components.label_server import ChooseMapd, LoadImageServed, label_bundle
+from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.scans.nifti import BadCase
 from torch import nn
 
@@ -123,5 +128,78 @@ def test_an_unknown_map_is_refused_when_the_config_is_read():
 
 
 def test_a_map_that_the_network_does_not_give_is_named():
-    with pytest.raises(ValueError, match="this network gives no map 'disagreement'; choose mask"):
+    with pytest.raises(ValueError, match="this network gives no map 'disagreement' of these scans; choose mask"):
         ChooseMapd("disagreement")(MAPS)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Path:
+    """A bundle for any subset and three regions, as the server finds it."""
+    bundle = tiny_bundle("tissnet_brats", tmp_path_factory.mktemp("model"))
+    any_subset_weights(bundle, regions=list(LABELS_OF_REGIONS), widths=list(TINY), window_size=[32, 32, 16])
+    label_bundle(bundle)
+    return bundle.with_name("tissnet_brats_any_missing")
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> Path:
+    return Path(write_case(tmp_path_factory.mktemp("studies") / "anna", shape=(30, 32, 12))["target"]).parent
+
+
+def answer(served: Path, scan: Path, **asked: object) -> dict:
+    """What the server does with a bundle: it reads inference.json alone, and fills the network with models/model.pt."""
+    parser = read_config(served)
+    parser["bundle_root"] = str(served)
+    parser["device"] = torch.device("cpu")
+    parser["force"] = True
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(served / "models" / "model.pt", weights_only=True))
+    data = {"image": str(scan), "image_path": str(scan), "map": "mask", **asked}
+    parser["displayable_configs::map"] = data["map"]
+    data = parser.get_parsed_content("preprocessing")(data)
+    with torch.no_grad():
+        outputs = parser.get_parsed_content("inferer")(data["image"][None], network.eval())
+    data["pred"] = {name: value[0] for name, value in outputs.items()}
+    for transform in parser.get_parsed_content("postprocessing").transforms:
+        data = data if isinstance(transform, SaveImaged) else transform(data)
+    return data
+
+
+def test_the_server_segments_from_the_scans_that_a_patient_has(served, studies, tmp_path):
+    for name in ("t1ce", "flair"):
+        shutil.copy(studies / f"anna_{name}.nii.gz", tmp_path)
+    found = answer(served, tmp_path / "anna_flair.nii.gz")
+    assert found["image"].meta["contrasts"] == ["t1ce", "flair"]
+    assert found["pred"].shape == (1, 30, 32, 12)
+    assert set(found["pred"].unique().tolist()) <= {0, 1, 2, 4}
+    assert found["pred"].any()
+
+
+@pytest.mark.parametrize("name", ["error", "synthetic"])
+def test_of_a_map_of_several_channels_the_first_is_sent(served, studies, tmp_path, name):
+    shutil.copy(studies / "anna_t2.nii.gz", tmp_path)
+    assert answer(served, tmp_path / "anna_t2.nii.gz", map=name)["pred"].shape == (1, 30, 32, 12)
+
+
+def test_of_a_patient_with_every_contrast_no_synthetic_one_is_sent(served, studies):
+    with pytest.raises(HTTPException) as caught:
+        answer(served, studies / "anna_t2.nii.gz", map="synthetic")
+    assert (caught.value.status, "no map 'synthetic' of these scans" in caught.value.detail) == (422, True)
+
+
+def test_the_labels_are_the_parts_of_the_tumor(served):
+    formats = json.loads((served / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert formats["outputs"]["pred"]["channel_def"] == {
+        "0": "background",
+        "2": "edema",
+        "1": "necrosis",
+        "4": "enhancing tumor",
+    }
+    assert list(formats["inputs"]["image"]["channel_def"].values()) == ["t1", "t1ce", "t2", "flair"]
+
+
+def test_a_bundle_without_such_weights_is_named_and_none_is_overwritten(served, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no models/any_missing.pt: train them"):
+        label_bundle(tmp_path)
+    with pytest.raises(ValueError, match=r"tissnet_brats_any_missing is there already; remove it"):
+        label_bundle(served.with_name("tissnet_brats"))

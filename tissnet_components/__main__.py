@@ -25,6 +25,7 @@ COMMANDS = {  # name -> where it is, below this package, and its purpose; import
     "study": ("study.study.study", "run many trainings and evaluations from one file"),
     "report": ("report.html.report", "one page of tables and figures about evaluations"),
     "federate": ("federated.federate", "write a job for training across hospitals"),
+    "label_bundle": ("label_server.label_bundle", "write a bundle for MONAI Label that takes any contrasts"),
     "compact": ("weights.compact", "write weights in half precision, as the bundles ship them"),
     "package": ("package.package", "pack a bundle with its weights and code into one zip"),
     "verify": ("package.verify", "check that a packaged bundle is whole and unchanged"),

@@ -1,26 +1,76 @@
 """What MONAI Label needs of a bundle: one file per patient, refusals that it passes on, one map as the answer.
 
 A request is refused before the network runs, in one sentence under an HTTP status: any other error MONAI Label answers
-with 500, without a word. Nothing else in this package knows of a server.
+with 500, without a word. The server reads a bundle's ``inference.json`` alone; `label_bundle` writes one for any subset
+of the contrasts. Nothing else in this package knows of a server.
 """
 
+import json
 import os
+import shutil
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from tissnet_components.errors import UserError
+from tissnet_components.errors import FileMissing, UserError
+from tissnet_components.regions import WHOLE, label_names
 from tissnet_components.scans.loading import LoadImageCased
 from tissnet_components.scans.plausible import CheckPlausibled
-from tissnet_components.weights import check_weights_fit, read_state
+from tissnet_components.weights import check_weights_fit, read_recipe, read_state
 from torch import nn
 
 SERVED_MAPS = {"mask": "fine", "synthetic": "synthetic", "error": "error", "disagreement": "disagreement"}
+
+
+def label_bundle(bundle: Path, out: Path | None = None) -> None:
+    """Write a bundle for MONAI Label that segments from any subset of the contrasts, beside the one that does not.
+
+    Example:
+        tissnet label_bundle --bundle monaibundle/model/tissnet_brats
+
+    Its weights are the bundle's models/any_missing.pt, its labels the parts of the tumor that these name. For research;
+    not a medical device.
+
+    Args:
+        bundle: folder of the bundle.
+        out: folder to write; by default the bundle's name with _any_missing, beside it.
+
+    Raises:
+        FileNotFoundError: no such bundle or weights.
+        ValueError: the folder is there already.
+    """
+    bundle = Path(bundle).resolve()
+    out = Path(out or bundle.with_name(f"{bundle.name}_any_missing"))
+    weights = bundle / "models" / "any_missing.pt"
+    if not weights.is_file():
+        raise FileMissing(f"{bundle} has no models/any_missing.pt: train them, or take a bundle that has them")
+    if out.exists():
+        raise UserError(f"{out} is there already; remove it, or give another --out")
+    recipe = read_recipe(weights, {"regions": [WHOLE]})
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    given, answered_with = (next(iter(metadata["network_data_format"][way].values())) for way in ("inputs", "outputs"))
+    given["num_channels"] = len(recipe["source_modalities"])
+    given["channel_def"] = dict(enumerate(recipe["source_modalities"]))
+    if len(recipe["regions"]) > 1:
+        names = label_names(recipe["regions"])
+        answered_with["channel_def"] = {0: "background"} | {value: name for name, value in names.items()}
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("inference", "inference_any_missing")])
+    parser["model_name"] = "model"  # the name by which the server loads weights
+    shutil.copytree(bundle, out, ignore=shutil.ignore_patterns("models", "eval", "SHA256SUMS", "__pycache__"))
+    for name, content in (("inference", parser.config), ("metadata", metadata)):
+        (out / "configs" / f"{name}.json").write_text(f"{json.dumps(content, indent=4)}\n", encoding="utf-8")
+    (out / "models").mkdir()
+    for ending in ("pt", "json"):
+        shutil.copy(weights.with_suffix(f".{ending}"), out / "models" / f"model.{ending}")
+    labels = [name for name in answered_with["channel_def"].values() if name != "background"]
+    print(f"{out}: {', '.join(labels)}, from any of {', '.join(recipe['source_modalities'])}")
 
 
 class LoadImageServed(LoadImageCased):
@@ -80,7 +130,7 @@ class CheckServedd(CheckPlausibled):
 
 
 class ChooseMapd(MapTransform):
-    """Copy one map to ``pred``, which MONAI Label sends back.
+    """Copy one map to ``pred``, which MONAI Label sends back; of several contrasts or regions the first.
 
     Args:
         choice: ``mask``, ``synthetic``, ``error`` or ``disagreement``; of a list, what MONAI Label offers, the first.
@@ -94,10 +144,11 @@ class ChooseMapd(MapTransform):
         self.choice = chosen_map(choice)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        if SERVED_MAPS[self.choice] not in data:
-            raise UserError(f"this network gives no map {self.choice!r}; choose mask")
+        with answered(422) if "image_path" in data else nullcontext():
+            if SERVED_MAPS[self.choice] not in data:
+                raise UserError(f"this network gives no map {self.choice!r} of these scans; choose mask")
         dtype = "uint8" if self.choice == "mask" else "float32"
-        return {**data, "pred": data[SERVED_MAPS[self.choice]], "result_dtype": dtype}
+        return {**data, "pred": data[SERVED_MAPS[self.choice]][:1], "result_dtype": dtype}
 
 
 def chosen_map(choice: object) -> str:
