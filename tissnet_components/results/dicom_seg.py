@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from tissnet_components.errors import BadCase, PackageMissing, UserError
 from tissnet_components.files import write_atomic
-from tissnet_components.regions import WHOLE, label_names
 from tissnet_components.scans.dicom import LPS_TO_RAS, import_pydicom, quietly
 
 SERIES_NUMBER = 9001  # after any of the scanner's own
@@ -55,7 +54,7 @@ def write_dicom_seg(
     segment: Mapping[str, str],
     algorithm: str,
     version: str,
-    regions: Sequence[str] = (WHOLE,),
+    regions: Sequence[str] = (),
 ) -> Path:
     """Write a mask as binary DICOM SEG (PS3.3 A.51) of the patient, study and frame of reference of its source.
 
@@ -69,7 +68,7 @@ def write_dicom_seg(
         segment: ``label``, free text; ``type`` and ``region``, SNOMED CT concepts by pydicom's names, such as
             ``Neoplasm`` and ``Brain``. Several regions have the labels of `label_names` and the types of CID 7168.
         algorithm, version: what made the mask.
-        regions: that the mask names.
+        regions: that the mask names; one, or none, is a mask of 0 and 1.
 
     Shapes:
         mask: (X, Y, Z).
@@ -84,11 +83,7 @@ def write_dicom_seg(
 
 @quietly()
 def check_dicom_seg(
-    sources: Sequence[str | Path],
-    segment: Mapping[str, str],
-    algorithm: str,
-    version: str,
-    regions: Sequence[str] = (WHOLE,),
+    sources: Sequence[str | Path], segment: Mapping[str, str], algorithm: str, version: str, regions: Sequence[str] = ()
 ) -> str:
     """Try a DICOM SEG of an empty mask, and read it as highdicom does, before there is a mask.
 
@@ -136,6 +131,7 @@ def _content(
     """The file as bytes."""
     highdicom = import_highdicom()
     from pydicom.sr.codedict import codes
+    from tissnet_components.regions import label_names  # which imports PyTorch; `segment` imports this module first
 
     types = {"edema": codes.SCT.Edema, "necrosis": codes.SCT.Necrosis, "enhancing tumor": codes.NCIt.EnhancingLesion}
     names = label_names(regions) if len(regions) > 1 else {segment["label"]: 1}
