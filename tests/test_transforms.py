@@ -19,6 +19,7 @@ from tissnet_components.transforms import (
     RandFieldOfViewd,
     RandPasteTumord,
     match_brightness,
+    sample_where_not_zero,
     tumor_or_everything,
 )
 
@@ -413,3 +414,18 @@ def test_a_narrowed_view_holds_some_tumor_and_is_scaled_anew():
         assert seen["label"].any() and not (seen["label"].bool() & ~inside).any()
         assert seen["image"][inside].min() == -1 and seen["image"][inside].max() == 1
         assert torch.equal(seen["target"][inside], image[inside]) and (seen["image"][~inside] == -1).all()
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("box", ["inside", "at an end", "everywhere", "nowhere"])
+def test_where_all_is_zero_nothing_is_sampled_and_the_rest_is_bit_by_bit_pytorchs(box, align_corners, padding):
+    sides = {"inside": (3, 6), "at an end": (0, 4), "everywhere": (0, 9), "nowhere": (0, 0)}[box]
+    volume = torch.zeros(1, 2, 9, 9, 9)
+    part = (slice(None), slice(None), *[slice(*sides)] * 3)
+    volume[part] = torch.rand_like(volume[part])
+    oblique = torch.tensor([[[1.1, 0.05, 0, 0.1], [0, -0.9, 0.1, 0], [0.02, 0, 1.3, -0.2]]])
+    grid = torch.nn.functional.affine_grid(oblique, [1, 2, 17, 13, 15], align_corners=align_corners)
+    settings = {"mode": "bilinear", "padding_mode": padding, "align_corners": align_corners}
+    sampled = torch.nn.functional.grid_sample(volume, grid, **settings)
+    assert torch.equal(sample_where_not_zero(volume, grid, **settings), sampled)

@@ -15,7 +15,7 @@ from tissnet_components.results.page import write_index, write_page
 from tissnet_components.scans.choice import contrasts_below
 from tissnet_components.scans.dicom import holds_dicom
 from tissnet_components.scans.naming import case_of, check_case_name, scans_below, tells_contrast
-from tissnet_components.scans.nifti import nifti_files
+from tissnet_components.scans.nifti import nifti_files, read_ahead
 from tissnet_components.scans.table import read_table
 from tissnet_components.start import import_monai
 
@@ -115,12 +115,14 @@ def segment(
         FileNotFoundError: no bundle, or no weights.
         SystemExit: status 1, some of many cases failed.
     """
+    scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
+    given = {name: str(file) for name, file in scans.items() if file}
+    if not cases and not image:
+        read_ahead(file for file in given.values() if os.path.isfile(file))
     own = _read_bundle(bundle, weights)
     any_subset = own if own["any_subset"] else _of_any_subset(bundle, weights)
     modalities = own.get_parsed_content("source_modalities")
     known = any_subset.get_parsed_content("source_modalities") if any_subset else []
-    scans = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair, "image": image}
-    given = {name: str(file) for name, file in scans.items() if file}
     if cases and (given or case):
         raise UserError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
     out = Path(out)

@@ -1,7 +1,9 @@
 """Transforms that the bundles need and MONAI 1.6 lacks: normalising inside the brain, undoing, choosing maps."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,6 +30,9 @@ from tissnet_components.moved import forwarding
 from tissnet_components.regions import TumorToIndicesd
 from tissnet_components.scans.brain import find_brain
 from tissnet_components.scans.datalist import cases_with
+from torch import nn
+
+GRID_SAMPLE = nn.functional.grid_sample
 
 
 class NormalizeBrain(Transform):
@@ -45,7 +50,8 @@ class NormalizeBrain(Transform):
         self.lower, self.upper = lower, upper
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self._normalize(channel) for channel in image])
+        with ThreadPoolExecutor() as pool:  # sorting runs without Python's lock
+            return torch.stack(list(pool.map(self._normalize, image)))
 
     def _normalize(self, channel: torch.Tensor) -> torch.Tensor:
         brain = torch.from_numpy(find_brain(channel.cpu().numpy())).to(channel.device)
@@ -332,6 +338,49 @@ def match_brightness(
     return (image * scale[:, None, None, None] + shift[:, None, None, None]).clamp(-1, 1)
 
 
+def sample_where_not_zero(
+    input: torch.Tensor, grid: torch.Tensor, mode: str, padding_mode: str, align_corners: bool
+) -> torch.Tensor:
+    """PyTorch's ``grid_sample`` of one volume, bit by bit, computed only where it can be other than 0, in all threads.
+
+    What was cut to the brain is 0 around it; and of one volume, PyTorch on a CPU uses one thread.
+
+    Shapes:
+        input: (1, C, X, Y, Z); grid: (1, X', Y', Z', 3), an affine one; returns: (1, C, X', Y', Z').
+    """
+    box = [_extent(input[0].ne(0).any(0), axis) for axis in range(3)]
+    inside = tuple(_reaching(grid[0], axis, box, input.shape[2:], align_corners) for axis in range(3))
+    result = input.new_zeros(1, input.shape[1], *grid.shape[1:4])
+    parts = [part for part in grid[(0, *inside)].tensor_split(torch.get_num_threads()) if part.numel()]
+    if padding_mode == "reflection" or not parts:
+        return GRID_SAMPLE(input, grid, mode, padding_mode, align_corners)
+    with ThreadPoolExecutor() as pool:
+        sampled = pool.map(lambda part: GRID_SAMPLE(input, part[None], mode, padding_mode, align_corners), parts)
+        result[(slice(None), slice(None), *inside)] = torch.cat(list(sampled), 2)
+    return result
+
+
+def _extent(mask: torch.Tensor, axis: int) -> tuple[int, int]:
+    """From where to where a mask is true along an axis; of an empty one, nowhere."""
+    where = mask.movedim(axis, 0).reshape(mask.shape[axis], -1).any(1).nonzero()
+    return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
+
+
+def _reaching(
+    grid: torch.Tensor, axis: int, box: Sequence[tuple[int, int]], lengths: Sequence[int], align_corners: bool
+) -> slice:
+    """The planes across an axis of an affine grid that come near a box of the input; a plane's corners tell."""
+    ends = [slice(None, None, max(length - 1, 1)) for length in grid.shape[:3]]
+    ends[axis] = slice(None)
+    corners = grid[tuple(ends)].movedim(axis, 0).flatten(1, 2).flip(-1) + 1  # 0 to 2 from one end to the other
+    start, stop = torch.tensor(box, device=grid.device).T
+    length = torch.tensor(lengths, device=grid.device)
+    places = corners * (length - 1) / 2 if align_corners else (corners * length - 1) / 2
+    behind = (places.amax(1) > start - 1.5) | (start == 0)  # beyond an end, the outermost voxels may count
+    before = (places.amin(1) < stop + 0.5) | (stop == length)
+    return slice(*_extent((behind & before).all(1), 0))
+
+
 class InvertTogetherd(MapTransform):
     """MONAI's ``Invertd`` of maps on one grid, interpolated: all in one pass, as channels of one image.
 
@@ -362,7 +411,9 @@ class InvertTogetherd(MapTransform):
             name: self.background.get(name, 0) for name in self.key_iterator(data)
         }  # MONAI's Invertd fills with 0
         together = torch.cat([data[name] - value for name, value in beyond.items()])
-        restored = self.invert({**data, "together": together})["together"].split([len(data[name]) for name in beyond])
+        with patch.object(nn.functional, "grid_sample", sample_where_not_zero):
+            inverted = self.invert({**data, "together": together})["together"]
+        restored = inverted.split([len(data[name]) for name in beyond])
         return {**data, **{name: one + beyond[name] for name, one in zip(beyond, restored, strict=True)}}
 
 

@@ -57,6 +57,18 @@ def test_a_map_is_saved_under_its_case_in_its_own_geometry(tmp_path, dtype):
     assert saved.get_data_dtype() == dtype
 
 
+def test_several_maps_are_written_together_those_that_are_wanted_and_there(tmp_path):
+    meta = {"case": "anna", "filename_or_obj": "x_t1.nii"}
+    image = MetaTensor(torch.rand(1, 2, 3, 4), affine=torch.eye(4), meta=meta)
+    names, types = ["seg", "synthetic", "error"], [np.uint8, np.float32, np.float32]
+    save = SaveImageCased(["fine", "synthetic", "error"], str(tmp_path), names, types, ["seg", "error"])
+    save({"fine": image.round(), "synthetic": image})
+    assert files_below(tmp_path) == {"anna/anna_seg.nii.gz"}
+    save({"fine": image.round(), "error": image})
+    assert files_below(tmp_path) == {"anna/anna_seg.nii.gz", "anna/anna_error.nii.gz"}
+    np.testing.assert_array_equal(nib.load(tmp_path / "anna" / "anna_error.nii.gz").dataobj, image[0])
+
+
 def test_a_map_of_a_sagittal_scan_is_saved_in_its_own_geometry(tmp_path):
     sagittal = np.array([[0.0, 0, -1, 5], [0, 1, 0, 6], [1, 0, 0, 7], [0, 0, 0, 1]])
     values = torch.arange(2 * 3 * 4).reshape(1, 2, 3, 4)

@@ -9,11 +9,19 @@ import pytest
 from cohort import oblique_affine
 from tissnet_components.errors import BadCase
 from tissnet_components.results.maps import SaveImageCased
+from tissnet_components.scans import nifti
 from tissnet_components.scans.cases import check_case, usable_cases
 from tissnet_components.scans.datalist import load_datalist
 from tissnet_components.scans.dicom import LPS_TO_RAS
 from tissnet_components.scans.loading import LoadCased
-from tissnet_components.scans.nifti import check_intensities, check_label, check_readable, check_same_grid
+from tissnet_components.scans.nifti import (
+    check_intensities,
+    check_label,
+    check_readable,
+    check_same_grid,
+    read_ahead,
+    read_volume,
+)
 
 SHAPE = (4, 5, 6)
 
@@ -65,6 +73,17 @@ def test_a_byte_that_changed_is_noticed_by_the_checksum(tmp_path):
     (tmp_path / "t1.nii.gz").write_bytes(content)
     with pytest.raises(BadCase, match=r"t1.nii.gz cannot be read as NIfTI .*CRC"):
         check_readable(tmp_path / "t1.nii.gz")
+
+
+def test_scans_read_ahead_are_read_once_and_what_is_wrong_is_said_when_they_are_used(tmp_path, case, monkeypatch):
+    first, broken, opened = str(case["image"][0]), str(tmp_path / "broken.nii.gz"), []
+    Path(broken).write_bytes(b"no NIfTI")
+    monkeypatch.setattr(nifti, "check_readable", lambda file: opened.append(file) or check_readable(file))
+    read_ahead([first, broken])
+    np.testing.assert_array_equal(read_volume(first, check_intensities).dataobj, scan())
+    with pytest.raises(BadCase, match=r"broken\.nii\.gz cannot be read as NIfTI"):
+        read_volume(broken, check_intensities)
+    assert sorted(opened) == sorted([first, broken])
 
 
 def test_a_readable_file_comes_back_with_its_voxels(case):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tissnet_components.scans.nifti import (
     check_readable,
     check_same_grid,
     check_three_axes,
+    read_volume,
     without_ending,
 )
 from tqdm import tqdm
@@ -76,11 +78,15 @@ class LoadCased(MapTransform):
     def read(self, given: str | Path | Sequence, check: Callable) -> list[tuple[str, nib.Nifti1Pair]]:
         """The checked volumes of one key, each with its file, in their order."""
         files = [given] if isinstance(given, str | Path) else given
-        return [(str(file), self._read(file, check)) for file in files]
+        with ThreadPoolExecutor() as pool:  # unpacking and sorting run without Python's lock
+            volumes = pool.map(lambda file: self._read(file, check), files)
+            return [(str(file), volume) for file, volume in zip(files, volumes, strict=True)]
 
     @staticmethod
     def _read(file: str | Path | Series, check: Callable) -> nib.Nifti1Pair:
-        volume = read_series(file) if isinstance(file, Series) else check_readable(file)
+        if not isinstance(file, Series):
+            return read_volume(file, check)
+        volume = read_series(file)
         check_three_axes(volume.shape, str(file))
         check(np.asanyarray(volume.dataobj), file)
         return volume

@@ -3,7 +3,8 @@
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ MOST_BYTES = 2**32  # of voxels: 256 mm a side at 0.25 mm, in single precision
 MOST_PACKED = 1032  # times, by deflate
 EXTENT_MM = (1, 600)  # of a scan along an axis: more or less was no millimetres
 LARGEST = 1e38  # differences of such still fit single precision
+_AHEAD: dict[tuple[str, float], Future] = {}  # what `read_ahead` is reading
 CLIPPED = (0.5, 99.5)  # percentiles of the brain beyond which the bundles clip
 
 
@@ -126,6 +128,32 @@ def check_extent(affine: np.ndarray, shape: Sequence[int], file: str | Path) -> 
             f"{file} extends over {' x '.join(f'{length:.3g}' for length in extent_mm)} mm, expected {EXTENT_MM[0]} to "
             f"{EXTENT_MM[1]} mm a side; is its header in millimetres? Repair it"
         )
+
+
+def read_volume(file: str | Path, check: Callable[[np.ndarray, str | Path], None]) -> nib.Nifti1Pair:
+    """`check_readable`, of three axes, its voxels checked; at once, where `read_ahead` has done so."""
+    if check is check_intensities and (ahead := _AHEAD.pop(_as_it_is(file), None)):
+        return ahead.result()
+    return _read_volume(file, check)
+
+
+def _read_volume(file: str | Path, check: Callable[[np.ndarray, str | Path], None]) -> nib.Nifti1Pair:
+    volume = check_readable(file)
+    check_three_axes(volume.shape, file)
+    check(np.asanyarray(volume.dataobj), file)
+    return volume
+
+
+def read_ahead(files: Iterable[str]) -> None:
+    """Begin to read scans, which `read_volume` will be asked for once; what is wrong with one is said then."""
+    pool = ThreadPoolExecutor()
+    for file in files:
+        _AHEAD[_as_it_is(file)] = pool.submit(_read_volume, file, check_intensities)
+
+
+def _as_it_is(file: str | Path) -> tuple[str, float]:
+    """A file until it changes."""
+    return str(file), os.path.getmtime(file) if os.path.isfile(file) else 0
 
 
 def check_three_axes(shape: Sequence[int], file: str | Path) -> None:
