@@ -370,6 +370,21 @@ def test_a_folder_of_cases_is_segmented_by_one_network(bundle, cohort, tmp_path,
     assert "3/3" in shown.err
 
 
+def test_jobs_of_all_parts_do_every_case_once_as_one_job_does(bundle, cohort, tmp_path, capsys):
+    segment(str(bundle), cases=str(cohort), out=str(tmp_path / "one"), outputs=["seg", "error"])
+    capsys.readouterr()
+    for part in range(1, 5):  # one more than there are patients
+        segment(str(bundle), cases=str(cohort), out=str(tmp_path / "all"), outputs=["seg", "error"], shard=f"{part}/4")
+    shown = capsys.readouterr().out
+    assert [shown.count(f"{name}: ") for name in ("anna", "bert", "carl")] == [1, 1, 1]
+    for file in files_below(tmp_path / "one"):
+        assert (tmp_path / "all" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+
+
+def test_a_part_of_one_patient_is_refused(bundle, scans):
+    assert refused(bundle, shard="1/2", **scans).startswith("--shard 1/2 is a part of many patients; give them with")
+
+
 def test_a_table_of_cases_names_its_scans_from_its_own_folder(bundle, cohort, tmp_path):
     table = cohort / "cases.csv"
     rows = [f"{name},{','.join(f'{name}/{name}_{scan}.nii.gz' for scan in SOURCES)}" for name in ("carl", "anna")]

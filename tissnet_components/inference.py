@@ -106,7 +106,8 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def run(self, global_epoch: int = 1) -> None:
         self.failed: dict[str, str] = {}
-        super().run(global_epoch)
+        if self.state.epoch_length:  # else no case is left, or there are more shards than cases
+            super().run(global_epoch)
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> list | dict:
         (case,), (reason,) = batchdata["case"], batchdata.get("failed", [None])

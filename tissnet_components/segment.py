@@ -1,6 +1,5 @@
 """Segment one patient or many with a bundle, for people who know no MONAI."""
 
-import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from os.path import realpath
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import import_highdicom
-from tissnet_components.results.files import FILES, case_file, is_result, refuse_foreign
+from tissnet_components.results.files import FILES, case_file, is_finished, is_result, refuse_foreign
 from tissnet_components.results.page import write_index, write_page
 from tissnet_components.scans.choice import contrasts_below
 from tissnet_components.scans.dicom import holds_dicom
 from tissnet_components.scans.naming import case_of, check_case_name, scans_below, tells_contrast
 from tissnet_components.scans.nifti import nifti_files, read_ahead
 from tissnet_components.scans.table import read_table
+from tissnet_components.shards import shard_of
 from tissnet_components.start import import_monai
 
 if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
@@ -55,6 +55,7 @@ def segment(
     consensus: bool | None = None,
     weights: Path | None = None,
     skip_unmatched: bool = False,
+    shard: str | None = None,
 ) -> None:
     """Segment the tumor of one patient, or of many, and synthesise the contrast that is missing.
 
@@ -109,6 +110,8 @@ def segment(
             A file called any_missing.pt takes any subset.
         skip_unmatched: leave out what of the folder of many patients is told to be passed over; else the exit status
             is 1.
+        shard: of many patients, the part that this job does: 3/16 is the third of sixteen parts. Jobs of all parts, at
+            any time and on any machine, do every patient once.
 
     Raises:
         ValueError: a scan that the bundle needs is missing or cannot be used, or an option cannot be followed.
@@ -125,6 +128,8 @@ def segment(
     known = any_subset.get_parsed_content("source_modalities") if any_subset else []
     if cases and (given or case):
         raise UserError(f"--cases {cases} names every patient and scan; leave out --{min(given, default='case')}")
+    if shard and not cases:
+        raise UserError(f"--shard {shard} is a part of many patients; give them with --cases, or leave it out")
     out = Path(out)
     passed_over: dict[str, str] = {}
     if cases:
@@ -132,6 +137,8 @@ def segment(
         _tell(cases, patients, passed_over)
     else:
         patients = [_one_patient(given, modalities, known, bundle, case)]
+    _refuse_shared(patients)
+    patients = shard_of(patients, shard)
     if consensus and (own["any_subset"] or any(patient["any_subset"] for patient in patients)):
         raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
@@ -380,7 +387,6 @@ def _to_do(
     """The patients that remain, after refusing to replace results that nobody asked to replace."""
     if overwrite and resume:
         raise UserError("--overwrite replaces finished cases and --resume keeps them; give one of them")
-    _refuse_shared(patients)
     for patient in patients:
         folder, scans = out / patient["case"], _scans(patient)
         if any(Path(realpath(scan)).is_relative_to(realpath(folder)) for scan in scans):
@@ -398,18 +404,7 @@ def _to_do(
     for case in begun:
         for name in FILES:
             refuse_foreign(case_file(out, case, name))
-    return [patient for patient in patients if not (resume and _finished(out, patient["case"], outputs))]
-
-
-def _finished(out: Path, case: str, outputs: Iterable[str]) -> bool:
-    """Whether the results of a case are all there; where every contrast is real, no synthetic one is among them."""
-    missing = [name for name in outputs if not os.path.exists(case_file(out, case, name))]
-    if missing != ["synthetic"]:
-        return not missing
-    try:
-        return json.loads(case_file(out, case, "summary").read_text(encoding="utf-8"))["synthetic"] == []
-    except (ValueError, KeyError, TypeError):
-        return False
+    return [patient for patient in patients if not (resume and is_finished(out, patient["case"], outputs))]
 
 
 def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigParser":

@@ -1,6 +1,8 @@
 """Where the results of a case lie, and which files are results; light, so that a command can refuse at once."""
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,4 +41,15 @@ def is_result(file: str | os.PathLike) -> bool:
         header: Any = nib.load(file).header
         return header["descrip"].item() == MARK
     except Exception:  # nibabel raises a dozen types; whatever it is, it is not ours
+        return False
+
+
+def is_finished(out: Path, case: str, outputs: Iterable[str]) -> bool:
+    """Whether the results of a case are all there; where every contrast is real, no synthetic one is among them."""
+    missing = [name for name in outputs if not os.path.exists(case_file(out, case, name))]
+    if missing != ["synthetic"]:
+        return not missing
+    try:
+        return json.loads(case_file(out, case, "summary").read_text(encoding="utf-8"))["synthetic"] == []
+    except (ValueError, KeyError, TypeError):
         return False
