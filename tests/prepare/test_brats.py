@@ -174,6 +174,46 @@ def test_unusable_cases_are_left_out_and_printed_with_the_reason(tmp_path, capsy
         assert reason in text
 
 
+def test_partial_cases_train_when_asked_and_change_no_draw(tmp_path, capsys):
+    cohort(tmp_path / "data", 4)
+    prepare_brats(tmp_path / "data", tmp_path / "datalist.json")
+    drawn = listed(tmp_path / "datalist.json")
+    lacking = {"a": ["flair"], "b": ["seg"], "c": ["t2"], "d": ["t1", "seg"], "e": ["flair", "seg"]}
+    for name, kinds in lacking.items():
+        brats_case(tmp_path / "data" / name, name, without=kinds)
+    with pytest.raises(ValueError, match="2 of 9 cases are not in the datalist"):
+        prepare_brats(tmp_path / "data", tmp_path / "datalist.json", partial=True)
+    assert listed(tmp_path / "datalist.json") == drawn | {"training": [*drawn["training"], "a", "b", "c"]}
+    assert "3 partial: 1 without image, 1 without label, 1 without target" in printed(capsys)
+    cases = {case["case"]: case for case in load_datalist(tmp_path / "datalist.json", "training")}
+    assert {name: sorted({"image", "target", "label"} - set(cases[name])) for name in "abc"} == {
+        "a": ["target"],
+        "b": ["label"],
+        "c": ["image"],
+    }
+
+
+def test_a_partial_case_of_a_patient_to_test_is_left_out(tmp_path, capsys):
+    for patient in range(1, 5):
+        brats_case(tmp_path / "data", f"BraTS-GLI-0000{patient}-000", FROM_2023)
+    prepare_brats(tmp_path / "data", tmp_path / "datalist.json")
+    drawn = listed(tmp_path / "datalist.json")
+    for patient in range(1, 5):
+        brats_case(tmp_path / "data", f"BraTS-GLI-0000{patient}-001", FROM_2023, without=["seg"])
+    prepare_brats(tmp_path / "data", tmp_path / "datalist.json", partial=True)
+    again = [f"{case.removesuffix('-000')}-001" for case in drawn["training"]]
+    assert listed(tmp_path / "datalist.json") == drawn | {"training": sorted([*drawn["training"], *again])}
+    assert "another scan of its patient is in test" in printed(capsys)
+
+
+def test_a_split_decides_of_partial_cases_too(tmp_path):
+    one, two, three = cohort(tmp_path)
+    brats_case(tmp_path, "a", without=["flair"])
+    split = write_csv(tmp_path / "split.csv", (one, "test"), (two, "val"), (three, "train"), ("a", "test"))
+    prepare_brats(tmp_path, tmp_path / "datalist.json", split=split, partial=True)
+    assert listed(tmp_path / "datalist.json")["test"] == [one, "a"]
+
+
 def test_a_case_whose_name_is_no_folder_s_is_left_out(tmp_path, capsys):
     good = cohort(tmp_path)
     brats_case(tmp_path / "odd", "a\nb")

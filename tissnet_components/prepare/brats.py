@@ -1,9 +1,12 @@
 """From a BraTS download, of any year, to a checked datalist with a reproducible split."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.text import Text
 from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import atomic_write, existing_folder
 from tissnet_components.prepare.decathlon import DECATHLON, unpack_decathlon
@@ -18,6 +21,7 @@ from tissnet_components.prepare.outcome import (
     writable,
 )
 from tissnet_components.scans.cases import usable_cases
+from tissnet_components.scans.datalist import FILE_KEYS, lacking
 from tissnet_components.scans.naming import MODALITIES, candidates_below, check_case_name, unambiguous
 from tissnet_components.scans.splits import (
     by_section,
@@ -40,6 +44,7 @@ def prepare_brats(
     patients: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
+    partial: bool = False,
 ) -> None:
     """Check a BraTS download case by case and write the datalist that the bundle trains on.
 
@@ -63,6 +68,8 @@ def prepare_brats(
             by default names of BraTS from 2023 on, UPENN-GBM, BIDS, and of visits and dates do. No patient is split.
         seed: of that draw; the same seed and cases give the same file.
         workers: cases read at the same time; by default one per core, at most eight.
+        partial: also take cases that lack the target, the label or a source, to train on what they have. The draw
+            gives them to training, and leaves out those whose patient it gave to another section.
 
     Raises:
         ValueError: one sentence, before anything is read when an argument is wrong, or when cases are not usable.
@@ -72,20 +79,23 @@ def prepare_brats(
     assigned = read_split(split) if split else None
     found, failed = _discover(folder, datalist.parent, workers)
     unnamed = set_apart_unnamed(found, failed, assigned, split) if assigned else {}
-    entries, incomplete = _entries(found, sources, target)
+    entries, incomplete = _entries(found, sources, target, partial)
     good, unusable = usable_cases(entries, workers)
     failed |= incomplete | unusable
-    skipped = unnamed | failed
+    names = [entry["case"] for entry in good]
+    patient_of = read_patients(patients, names) if patients else patients_of(names)
+    complete = [entry["case"] for entry in good if not lacking(entry)]
+    sections = split_cases(complete, seed, patients=patient_of) if assigned is None else by_section(assigned, names)
+    held_out = _train_on_partial(sections, names, patient_of) if assigned is None else {}
+    skipped = unnamed | failed | held_out
     print_skipped(skipped, folder)
     if not good:
         raise UserError(f"none of the {len(skipped)} cases in {folder} is usable, see the reasons above")
-    names = [entry["case"] for entry in good]
-    patient_of = read_patients(patients, names) if patients else patients_of(names)
-    sections = split_cases(names, seed, patients=patient_of) if assigned is None else by_section(assigned, names)
     refuse_leaks(sections, patient_of, split or "the split")
     good = [{**entry, "patient": patient_of[entry["case"]]} for entry in good]
     _write_datalist(datalist, good, sections, sources, target, Path(split).name if split else f"seed {seed}")
     print_summary(datalist, sections, sources, target, len(skipped))
+    _print_partial([entry for entry in good if entry["case"] not in held_out])
     print_patients(patient_of, patients)
     refuse_failed({case: reason for case, reason in failed.items() if split or reason != UNLABELLED}, len(good))
 
@@ -118,10 +128,30 @@ def _discover(root: Path, beside: Path, workers: int | None) -> tuple[dict[str, 
     return found, skipped
 
 
+def _train_on_partial(
+    sections: dict[str, list[str]], names: Sequence[str], patient_of: Mapping[str, str]
+) -> dict[str, str]:
+    """Add the cases that no section has to training; returns those whose patient is in another, with that reason."""
+    section_of = {patient_of[case]: section for section, cases in sections.items() for case in cases}
+    rest = sorted(set(names) - {case for cases in sections.values() for case in cases})
+    others = {case: section_of.get(patient_of[case], "training") for case in rest}
+    sections["training"] = sorted([*sections["training"], *(case for case in rest if others[case] == "training")])
+    told = "partial, and another scan of its patient is in"
+    return {case: f"{told} {section}" for case, section in others.items() if section != "training"}
+
+
+def _print_partial(entries: Sequence[Mapping]) -> None:
+    """How many cases of the datalist lack what."""
+    counts = Counter(", ".join(absent) for entry in entries if (absent := lacking(entry)))
+    if counts:
+        told = ", ".join(f"{count} without {key}" for key, count in sorted(counts.items()))
+        Console().print(Text(f"{counts.total()} partial: {told}"), soft_wrap=True)
+
+
 def _entries(
-    found: Mapping[str, Mapping[str, Path]], sources: Sequence[str], target: str
+    found: Mapping[str, Mapping[str, Path]], sources: Sequence[str], target: str, partial: bool
 ) -> tuple[list[dict], dict[str, str]]:
-    """Datalist entries of the complete cases, and what the others lack."""
+    """Datalist entries of the complete cases, or of those with two of image, target and label; what others lack."""
     entries, incomplete = [], {}
     for case, files in sorted(found.items()):
         missing = [modality for modality in (*sources, target, "seg") if modality not in files]
@@ -130,12 +160,20 @@ def _entries(
         except BadCase as error:
             incomplete[case] = str(error)
             continue
-        if missing:
+        entry = _entry(case, files, sources, target)
+        if len(lacking(entry)) > partial:
             incomplete[case] = _missing(missing)
         else:
-            image = [str(files[modality]) for modality in sources]
-            entries.append({"case": case, "image": image, "target": str(files[target]), "label": str(files["seg"])})
+            entries.append(entry)
     return entries, incomplete
+
+
+def _entry(case: str, files: Mapping[str, Path], sources: Sequence[str], target: str) -> dict:
+    """What a case has of ``image``, all sources, ``target`` and ``label``."""
+    entry: dict = {"case": case}
+    if set(sources) <= set(files):
+        entry["image"] = [str(files[modality]) for modality in sources]
+    return entry | {key: str(files[name]) for key, name in (("target", target), ("label", "seg")) if name in files}
 
 
 def _missing(modalities: Sequence[str]) -> str:
@@ -167,5 +205,6 @@ def _relative(entry: Mapping, folder: Path) -> dict:
     def shorten(file: str) -> str:
         return Path(file).relative_to(folder).as_posix() if Path(file).is_relative_to(folder) else file
 
-    image = [shorten(file) for file in entry["image"]]
-    return {**entry, "image": image, "target": shorten(entry["target"]), "label": shorten(entry["label"])}
+    files = {key: entry[key] for key in FILE_KEYS if key in entry}
+    shortened = {key: shorten(file) if isinstance(file, str) else [*map(shorten, file)] for key, file in files.items()}
+    return {**entry, **shortened}
