@@ -1,10 +1,15 @@
 """The benchmarks: that what is compared gives the same results, and the table; the timings are for `make bench`."""
 
 import copy
+import json
 from functools import partial
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from cohort import write_case, write_datalist
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from tissnet_components.inference import CascadeInferer
@@ -12,7 +17,7 @@ from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
 from tissnet_components.training import AdversarialUpdate, Player
 
 from benchmarks import __main__ as everything
-from benchmarks import growth, inference, loading, metrics, scans, training
+from benchmarks import growth, inference, loading, metrics, scans, subsets, training
 from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
@@ -124,3 +129,20 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path, monkeypatch):
     assert {file.name for file in tmp_path.iterdir()} == {"limit.json", "growth.json", "growth.png", "table.md"}
     benchmark(str(tmp_path), anew=True)
     assert measured == ["limit", "limit"]
+
+
+def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path):
+    tiny = {"regions": ["whole tumor", "tumor core"], "widths": [2] * 5, "patch_size": [32, 32, 16], "norm": "instance"}
+    (tmp_path / "tiny.json").write_text(json.dumps(tiny))
+    configs = Path("bundles/tissnet_brats/configs")
+    parser = ConfigParser()
+    parser.read_config([str(configs / "train.json"), str(configs / "any_missing.json"), str(tmp_path / "tiny.json")])
+    for network, file in (("network_def", "any_missing.pt"), ("perceptor_def", "direct_image_target.pt")):
+        torch.save(parser.get_parsed_content(network).state_dict(), tmp_path / file)
+    datalist = write_datalist(tmp_path, test=[write_case(tmp_path / "anna")])
+    rows = tmp_path / "rows.csv"
+    subsets.subsets(str(datalist), str(tmp_path), ["any_missing", str(tmp_path / "tiny.json")], str(rows))
+    found = pd.read_csv(rows)
+    assert len(found) == 15 * 2
+    assert set(found["present"]) >= {"t1", "t1ce+flair", "t1+t1ce+t2+flair"}
+    assert found["dice"].between(0, 1).all()
