@@ -1,4 +1,5 @@
 # make demo: the whole system on a simulated cohort.  make test: all tests.  make bench: timings.
+# make gpu-check: what a GPU does with it, in minutes.
 # make stress: the tests of faults in full, for hours rather than minutes.
 # make coverage: make test, with the lines and branches that it does not reach.
 # make package-test, label-test, deploy-test, federated-test: what needs an environment of its own.
@@ -10,7 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-fast stress coverage bench weights package-test label-test deploy-test federated-test clean
+.PHONY: demo test test-fast stress coverage bench gpu-check weights package-test label-test deploy-test federated-test clean
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -37,6 +38,9 @@ weights: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(PY) -W ignore -m benchmarks $(if $(ANEW),--anew)
+
+gpu-check: $(VENV)/ready
+	$(PY) -W ignore -m benchmarks.gpu_check
 
 package-test: $(VENV)/ready # the commands of docs/guide/zip.md with the zips alone, in an environment made for it
 	$(PY) -m pytest environment_tests/test_standalone.py

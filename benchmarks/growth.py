@@ -49,7 +49,7 @@ def _cohort(cases: int) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         for number in range(cases):
             write_case(Path(folder) / "scans", f"case{number}")
-        bundle = ["--bundle", str(BUNDLES / "tissnet_brats")]
+        bundle = ["--bundle", str(BUNDLES / "tissnet_brats"), "--force"]
         seconds, peak = measure(*bundle, "--cases", f"{folder}/scans", "--out", f"{folder}/out")
     return {"seconds": seconds, "peak_mib": peak}
 

@@ -40,3 +40,17 @@ def write_datalist(folder: Path, cases: int) -> None:
 def _save(file: Path, array: np.ndarray) -> str:
     nib.save(nib.Nifti1Image(array, np.eye(4)), file)
     return str(file)
+
+
+def small_head(folder: Path, number: int, sides: tuple[int, int] = (32, 48)) -> dict[str, object]:
+    """Write a simulated head of 32 to 48 voxels a side, another for each number, as CASE_t1.nii.gz and so on."""
+    random = np.random.default_rng(number)
+    shape = tuple(random.integers(sides[0], sides[1] + 1, 3))
+    axes = np.meshgrid(*(np.linspace(-1, 1, length) for length in shape), indexing="ij")
+    inside = sum(axis**2 for axis in axes) < 0.8
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for brightness, modality in enumerate(MODALITIES[:3]):
+        values = inside * (100 + 30 * brightness + random.normal(0, 20, shape))
+        files.append(_save(folder / f"head{number:04d}_{modality}.nii.gz", values.astype(np.int16)))
+    return {"case": f"head{number:04d}", "image": files}

@@ -32,7 +32,15 @@ def run(repeats: int = 1) -> dict:
     with TemporaryDirectory() as folder:
         case = write_case(Path(folder), "case")
         scans = [part for name, file in zip(MODALITIES[:3], case["image"], strict=True) for part in (f"--{name}", file)]
-        options = ["--bundle", str(BUNDLES / "tissnet_brats"), "--out", f"{folder}/out", "--overwrite", *scans]
+        options = [
+            "--bundle",
+            str(BUNDLES / "tissnet_brats"),
+            "--out",
+            f"{folder}/out",
+            "--overwrite",
+            "--force",
+            *scans,
+        ]
         variants = {name: [*options, *extra] for name, extra in VARIANTS.items()} | {"start alone": ["--help"]}
         measured = {name: [] for name in variants}
         for name in list(variants) * repeats:

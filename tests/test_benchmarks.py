@@ -17,7 +17,7 @@ from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
 from tissnet_components.training import AdversarialUpdate, Player
 
 from benchmarks import __main__ as everything
-from benchmarks import growth, inference, loading, metrics, scans, subsets, training
+from benchmarks import gpu_check, growth, inference, loading, metrics, scans, subsets, training
 from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
@@ -146,3 +146,18 @@ def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path):
     assert len(found) == 15 * 2
     assert set(found["present"]) >= {"t1", "t1ce+flair", "t1+t1ce+t2+flair"}
     assert found["dice"].between(0, 1).all()
+
+
+def test_the_check_of_a_gpu_runs_in_short_and_names_what_fails(capsys, monkeypatch):
+    rows = gpu_check.rows
+    monkeypatch.setattr(gpu_check, "rows", lambda *given: rows(*given) | {"no such": lambda: 1 / 0})
+    gpu_check.gpu_check("cpu")
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("CPU; PyTorch") and table[0].endswith("short form.")
+    assert [row.split(" | ")[0] for row in table[-3:]] == ["| training step", "| inference of a brain", "| no such"]
+    assert all("%" in row for row in table[-3:-1]) and "failed ZeroDivisionError: division by zero" in table[-1]
+
+
+def test_the_check_of_a_gpu_has_every_precision_and_layout():
+    names = " ".join(gpu_check.rows("cuda", short=False))
+    assert all(word in names for word in ("float16", "bfloat16", "float32", "contiguous", "compile", "segment, 200"))

@@ -351,7 +351,7 @@ def sample_where_not_zero(
     box = [_extent(input[0].ne(0).any(0), axis) for axis in range(3)]
     inside = tuple(_reaching(grid[0], axis, box, input.shape[2:], align_corners) for axis in range(3))
     result = input.new_zeros(1, input.shape[1], *grid.shape[1:4])
-    parts = [part for part in grid[(0, *inside)].tensor_split(torch.get_num_threads()) if part.numel()]
+    parts = [part for part in grid[0][inside].tensor_split(torch.get_num_threads()) if part.numel()]
     if padding_mode == "reflection" or not parts:
         return GRID_SAMPLE(input, grid, mode, padding_mode, align_corners)
     with ThreadPoolExecutor() as pool:
