@@ -275,6 +275,16 @@ def test_a_norm_with_arguments_is_part_of_the_recipe(tmp_path):
         check_recipe(tmp_path / "model.pt", {"norm": "batch"})
 
 
+def test_regions_that_do_not_fit_the_weights_are_refused(weights):
+    keep_recipe(weights, {"regions": ["whole tumor"]})
+    wanted = {"regions": ["whole tumor", "tumor core"]}
+    for load in (load_weights, load_perceptor):
+        with pytest.raises(ValueError, match=r"with regions \['whole tumor'\] .* give --regions '\[\"whole tumor\"\]'"):
+            load(UNet25D(1, WIDTHS), str(weights), wanted)
+    with pytest.raises(ValueError, match=r"is \(1, .* in the file and \(2, .*`regions`"):
+        load_weights(UNet25D(1, WIDTHS, regions=2), str(weights))
+
+
 def test_weights_trained_otherwise_are_refused(weights):
     keep_recipe(weights, {"spacing_mm": [1.5, 1.5, 1.5], "percentiles": [1, 99], "norm": "batch"})
     with pytest.raises(ValueError, match=r"spacing_mm \[1.5, 1.5, 1.5\] .* this run uses \[1, 1, 1\]; give --spac"):

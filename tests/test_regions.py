@@ -63,6 +63,25 @@ def test_a_label_without_parts_is_refused_where_parts_are_wanted():
         RegionsOfLabeld("label", ALL)({"label": label})
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "sentence"),
+    [
+        ("anna_seg.nii.gz", (0, 2, 3, 4), "holds 3 and 4, enhancing tumor and resection cavity in BraTS 2024"),
+        ("Task01_BrainTumour/labelsTr/BRATS_001.nii.gz", (0, 1, 2, 3), "has the Decathlon's labels, where 1 is edema"),
+    ],
+    ids=["cavity", "Decathlon"],
+)
+def test_a_label_whose_values_mean_something_else_is_refused_where_parts_are_wanted(file, values, sentence):
+    label = MetaTensor(line(*values), meta={"filename_or_obj": file})
+    with pytest.raises(ValueError, match=f"{file} {sentence}.*give one region"):
+        RegionsOfLabeld("label", ALL)({"label": label})
+    assert RegionsOfLabeld("label", ALL[:1])({"label": label})["label"].sum() == 3
+
+
+def test_without_label_3_or_4_nothing_enhances():
+    assert region_masks(line(0, 1, 2), ALL).flatten(1).tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0]]
+
+
 def test_a_likely_part_raises_the_whole():
     found = nested(torch.cat([line(0.2, 0.9), line(0.7, 0.1), line(0.4, 0.8)]))
     assert found[..., 0, 0].T.tolist() == pytest.approx(torch.tensor([[0.7, 0.7, 0.4], [0.9, 0.8, 0.8]]))

@@ -30,7 +30,8 @@ def checked_regions(regions: Sequence[str]) -> list[str]:
 def region_masks(label: torch.Tensor, regions: Sequence[str], binary: bool = False) -> torch.Tensor:
     """The mask of each region: of the whole tumor alone, every label; else by BraTS's labels.
 
-    Labels 1, 2 and 4 are necrosis, edema and enhancing tumor; 3 is enhancing too, as BraTS calls it since 2023.
+    Labels 1, 2 and 4 are necrosis, edema and enhancing tumor; 3 is enhancing too, as BraTS calls it since 2023. Without
+    either, nothing enhances: the region is empty.
 
     Args:
         binary: also of a label map that knows one value, 1.
@@ -40,13 +41,23 @@ def region_masks(label: torch.Tensor, regions: Sequence[str], binary: bool = Fal
         returns: (R, X, Y, Z) in {0, 1}, float32.
 
     Raises:
-        BadCase: several regions of a label that knows one value, 1.
+        BadCase: several regions of a label that knows one value, 1, or of one that BraTS's values do not tell.
     """
     if list(regions) == [WHOLE]:
         return (label > 0.5).to(torch.float32)
+    file = str(getattr(label, "meta", {}).get("filename_or_obj", "the label"))
     if label.max() == 1 and not binary:
-        file = getattr(label, "meta", {}).get("filename_or_obj", "the label")
         raise BadCase(f"{file} holds only 0 and 1, expected BraTS's labels of {', '.join(regions)}; or give one region")
+    if (label == 3).any() and (label == 4).any():
+        raise BadCase(
+            f"{file} holds 3 and 4, enhancing tumor and resection cavity in BraTS 2024; make the cavity 0, or give one "
+            f"region"
+        )
+    if "Task01_BrainTumour" in file:
+        raise BadCase(
+            f"{file} has the Decathlon's labels, where 1 is edema and 2 necrosis; exchange these two, in another "
+            f"folder, or give one region"
+        )
     masks: Any = ConvertToMultiChannelBasedOnBratsClasses()(torch.where(label == 3, 4, label))[list(FROM_MONAI)]
     return masks[[list(LABELS_OF_REGIONS).index(name) for name in regions]].to(torch.float32)
 

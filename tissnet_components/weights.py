@@ -174,7 +174,7 @@ def check_weights_fit(network: nn.Module, state: dict[str, torch.Tensor], path: 
             raise UserError(
                 f"{path} does not fit the configured network: {name} is {found.get(name, 'absent')} in the file and "
                 f"{expected.get(name, 'absent')} in the network; use the `widths` (or configs/wide.json), "
-                f"`source_modalities` and `upsampling` it was trained with"
+                f"`source_modalities`, `regions` and `upsampling` it was trained with"
             )
 
 
