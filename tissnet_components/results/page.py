@@ -330,5 +330,5 @@ def _start_mm(volumes: Sequence[Volume]) -> list[float]:
     tumor = mask.voxels > 0 if mask.kind == "mask" else np.zeros(1, bool)
     middle = [length // 2 for length in mask.voxels.shape]
     areas = [tumor.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)] if tumor.any() else []
-    voxel = [int(area.argmax()) for area in areas] or middle
+    voxel = [int(np.median(np.flatnonzero(area == area.max()))) for area in areas] or middle
     return nib.affines.apply_affine(mask.affine, voxel).round(3).tolist()
