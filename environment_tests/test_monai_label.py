@@ -19,13 +19,16 @@ import numpy as np
 import pytest
 import requests
 import torch
-from bundle_copies import BUNDLES, NAMES, bundle_with_weights, read_config
+from bundle_copies import BUNDLES, NAMES, any_subset_weights, bundle_with_weights, read_config
+from tissnet_components.label_server import label_bundle
 from tissnet_components.package import package_bundle
+from tissnet_components.regions import LABELS_OF_REGIONS
 
 pytest.importorskip("monailabel", reason="needs MONAI Label: make label-test")
 
 APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
 LABELS = {"tissnet_brats": "whole tumor", "tissnet_vs": "vestibular schwannoma"}
+ANY_SUBSET = "tissnet_brats_any_missing"
 PATIENT = ("anna_t1", "anna_t1ce", "anna_t2")
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.2, 0.1, 0.3) @ np.diag([-1.1, -0.9, 1]), [20, 30, -7]
@@ -73,6 +76,8 @@ def app(tmp_path_factory) -> Path:
         config = folder / "model" / name / "configs" / "inference.json"
         content = config.read_text()  # bfloat16 rounds as the layout in memory has it, which is not the server's here
         config.write_text(content.replace('"precision": "auto"', '"precision": "float32"'))
+    any_subset_weights(folder / "model" / "tissnet_brats", regions=list(LABELS_OF_REGIONS))
+    label_bundle(folder / "model" / "tissnet_brats")
     for name in ("tissnet_wrong", "tissnet_damaged"):
         shutil.copytree(folder / "model" / "tissnet_vs", folder / "model" / name)
     (folder / "model" / "tissnet_damaged" / "models" / "model.pt").write_bytes(b"no weights")
@@ -94,7 +99,7 @@ def server(app, studies, log) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    models = ",".join((*NAMES, "tissnet_wrong", "tissnet_damaged"))
+    models = ",".join((*NAMES, ANY_SUBSET, "tissnet_wrong", "tissnet_damaged"))
     command = [Path(sys.executable).parent / "monailabel", "start_server", "--app", app, "--studies", studies]
     command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "models", models]
     command += ["--conf", "zoo_source", "ngc", "--conf", "sam2", "false", "--conf", "skip_trainers", "true"]
@@ -181,6 +186,14 @@ def test_both_bundles_are_offered_with_their_label_and_their_maps(server):
         assert (
             models[name]["version"] == json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())["version"]
         )
+
+
+def test_any_subset_of_the_contrasts_is_segmented_and_the_parts_are_labelled(server, tmp_path):
+    models = requests.get(f"{server}/info/", timeout=30).json()["models"]
+    assert models[ANY_SUBSET]["labels"] == {"edema": 2, "necrosis": 1, "enhancing tumor": 4}
+    mask = answer(server, tmp_path, ANY_SUBSET, "ben_t2")  # who has neither enhanced T1 nor FLAIR
+    assert mask.shape == (40, 36, 12)
+    assert set(np.unique(mask.get_fdata())) <= {0, 1, 2, 4}
 
 
 @pytest.mark.parametrize("image", [*PATIENT, "anna_flair"])
