@@ -78,6 +78,10 @@ MAPS = {  # a compared method -> the files that inference writes
 }
 
 
+RUN = [("brats", name) for name in CONFIGS if not name.startswith(tuple(WEIGHTS))]
+RUN += [("vs", name) for name in MAPS]  # the overlays are the same, see test_twins.py; here with one source contrast
+
+
 def config_files(bundle: str, *names: str) -> list[str]:
     return [str(ROOT / "bundles" / f"tissnet_{bundle}" / "configs" / f"{name}.json") for name in names]
 
@@ -244,7 +248,7 @@ def measured(name: str) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith(tuple(WEIGHTS))])
+@pytest.mark.parametrize(("bundle", "name"), RUN, ids=map("-".join, RUN), indirect=["bundle"])
 def test_every_row_is_trained_evaluated_and_run_by_the_commands_of_tiss_net(bundle, settings, name, tmp_path):
     train(bundle, name, settings)
     assert torch.load(Path(settings["ckpt_dir"]) / f"{name}_last.pt", weights_only=True)["epoch"] == 1
