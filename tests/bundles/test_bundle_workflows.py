@@ -27,7 +27,6 @@ BUNDLE = Path(__file__).parents[2] / "bundles" / "tissnet_brats"
 TRAIN = "configs/train.json"
 DIRECT = "['configs/train.json','configs/direct_segmentation.json']"
 EVALUATE = "['configs/train.json','configs/evaluate.json']"
-EVALUATE_DIRECT = "['configs/train.json','configs/evaluate.json','configs/direct_segmentation.json']"
 EVALUATE_CROP = "['configs/train.json','configs/evaluate.json','configs/tumor_crop.json']"
 INFERENCE = "configs/inference.json"
 OUTPUTS = ("disagreement.nii.gz", "error.nii.gz", "overview.png", "seg.nii.gz", "summary.json", "synthetic.nii.gz")
@@ -152,20 +151,6 @@ def test_inference_writes_every_map_of_every_test_case(work):
 def test_evaluation_around_the_tumor_says_so(command, work, data, tmp_path):
     assert command(*run("evaluating", EVALUATE_CROP, data, work / "models", tmp_path)).succeeded
     assert {row["protocol"] for row in rows(tmp_path / "cases.csv")} == {"z-crop around the tumor"}
-
-
-def test_run_is_an_alias_of_each_entry_point(command, work, data, tmp_path):
-    assert command(*run("run", INFERENCE, data, work / "models", tmp_path)).succeeded
-    assert files_below(tmp_path) == files_below(work / "inference")
-
-
-@pytest.mark.parametrize("inputs", [["image"], ["image", "target"]], ids=str)
-def test_direct_segmentation_of_other_inputs_is_trained_and_evaluated(command, data, tmp_path, inputs):
-    for entry_point, config_file in (("training", DIRECT), ("evaluating", EVALUATE_DIRECT)):
-        settings = run(entry_point, config_file, data, tmp_path, tmp_path, epochs=1, input_keys=inputs)
-        assert command(*settings).succeeded
-    assert (tmp_path / f"direct_{'_'.join(inputs)}.pt").is_file()
-    assert "fine_dice" in rows(tmp_path / "cases.csv")[0]
 
 
 def test_mixed_precision_trains_and_infers(command, work, data, tmp_path):
@@ -294,7 +279,7 @@ DEFECTS = {  # what happened to a file, and what is said about it
 }
 
 
-@pytest.fixture(params=list(DEFECTS))
+@pytest.fixture(params=["truncated", "other affine"])  # the others are in `damaged`
 def defect(request, tmp_path) -> tuple[dict, str, str]:
     """A case with one bad file: its entry, the file, what is wrong with it."""
     case = write_case(tmp_path / "data" / "bad")
@@ -438,31 +423,10 @@ def test_a_folder_that_cannot_be_written_is_named(command, work, data, tmp_path,
     assert f"cannot write to {folder} (Not a directory)" in command(*settings).sentence
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        pytest.param(None, "does not exist", id="missing"),
-        pytest.param("{", "is not valid JSON", id="not JSON"),
-        pytest.param('{"training": []}', "an empty section 'training'", id="empty"),
-        pytest.param('{"test": [{"case": "a", "image": "a.nii"}]}', "no section 'training'", id="without the section"),
-        pytest.param(
-            '{"training": [%s, %s]}' % (('{"case": "a", "image": "a.nii"}',) * 2),
-            "the case a more than once",
-            id="doubled",
-        ),
-    ],
-)
-def test_a_bad_datalist_is_named(command, tmp_path, content, reason):
-    if content:
-        (tmp_path / "datalist.json").write_text(content)
+def test_a_bad_datalist_is_named(command, tmp_path):
+    (tmp_path / "datalist.json").write_text('{"test": [{"case": "a", "image": "a.nii"}]}')
     sentence = command(*run("training", DIRECT, tmp_path, tmp_path / "models", tmp_path / "out")).sentence
-    assert str(tmp_path / "datalist.json") in sentence
-    assert reason in sentence
-
-
-def test_a_folder_without_scans_is_named(command, work, tmp_path):
-    sentence = command(*run("inferring", INFERENCE, tmp_path, work / "models", tmp_path / "out")).sentence
-    assert f"{tmp_path} holds neither datalist.json nor scans" in sentence
+    assert f"{tmp_path / 'datalist.json'} has no section 'training'" in sentence
 
 
 @pytest.fixture(scope="module")
@@ -479,13 +443,6 @@ def tiny_bundle(work, tmp_path_factory) -> Path:
 def segment(bundle: Path, image: list[str], output: Path) -> list[str]:
     scans = [word for name, file in zip(("t1", "t1ce", "t2"), image, strict=True) for word in (f"--{name}", file)]
     return ["tissnet_components", "segment", "--bundle", str(bundle), *scans, "--out", str(output), "--case", "anna"]
-
-
-def test_one_patient_is_segmented_by_one_command(command, tiny_bundle, data, tmp_path):
-    case = write_case(tmp_path / "data" / "anna")
-    ended = command(*segment(tiny_bundle, case["image"], tmp_path / "out"))
-    assert ended.succeeded
-    assert files_below(tmp_path / "out") == {f"anna/anna_{name}" for name in OUTPUTS}
 
 
 def test_segmenting_a_bad_scan_ends_in_one_sentence(command, tiny_bundle, defect, tmp_path):
