@@ -2,7 +2,6 @@
 
 import errno
 import inspect
-import itertools
 import json
 import os
 import shutil
@@ -577,15 +576,12 @@ def test_ctrl_c_says_how_to_go_on(bundle, cohort, tmp_path, monkeypatch):
     assert not files_below(tmp_path / "out")
 
 
-def orientations() -> list[str]:
-    """All 48: every order of the axes, each in both directions."""
-    orders = itertools.permutations(("RL", "AP", "SI"))
-    return ["".join(codes) for order in orders for codes in itertools.product(*order)]
+ORIENTATIONS = ("RAS", "LSA", "ARI", "PIL", "SLP", "IPR")  # every order of the axes; test_zoo.py goes through all 48
 
 
-def test_all_48_orientations_of_a_scan_give_the_same_mask_in_space(bundle, scans, tmp_path):
+def test_every_order_of_a_scans_axes_gives_the_same_mask_in_space(bundle, scans, tmp_path):
     table = ["case,t1,t1ce,t2"]
-    for code in orientations():
+    for code in ORIENTATIONS:
         files = []
         for name, file in scans.items():
             image = nib.load(file)
@@ -597,9 +593,8 @@ def test_all_48_orientations_of_a_scan_give_the_same_mask_in_space(bundle, scans
         table.append(",".join(map(str, [code, *files])))
     (tmp_path / "cases.csv").write_text("\n".join(table))
     segment(str(bundle), cases=str(tmp_path / "cases.csv"), out=str(tmp_path / "out"), outputs=("seg", "error"))
-    assert len(set(orientations())) == 48
     expected: dict[str, nib.Nifti1Image] = {}
-    for code in orientations():
+    for code in ORIENTATIONS:
         for name in ("seg", "error"):
             saved = nib.load(tmp_path / "out" / code / f"{code}_{name}.nii.gz")
             assert "".join(nib.aff2axcodes(saved.affine)) == code
