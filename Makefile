@@ -1,5 +1,6 @@
 # make demo: the whole system on a simulated cohort.  make test: all tests.  make bench: timings.
 # make gpu-check: what a GPU does with it, in minutes.
+# make peers PATIENT=folder: what one would use instead, on one patient.
 # make stress: the tests of faults in full, for hours rather than minutes.
 # make coverage: make test, with the lines and branches that it does not reach.
 # make package-test, label-test, deploy-test, federated-test: what needs an environment of its own.
@@ -11,7 +12,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-fast stress coverage bench gpu-check weights package-test label-test deploy-test federated-test clean
+.PHONY: demo test test-fast stress coverage bench gpu-check peers weights package-test label-test deploy-test federated-test clean
 
 test: $(VENV)/ready
 	$(PY) -m ruff check .
@@ -41,6 +42,14 @@ bench: $(VENV)/ready
 
 gpu-check: $(VENV)/ready
 	$(PY) -W ignore -m benchmarks.gpu_check
+
+peers: .venv-peers/ready # nnU-Net v2 and others, in an environment of its own; 2 GB
+	.venv-peers/bin/python -W ignore -m benchmarks.peers run "$(PATIENT)"
+
+.venv-peers/ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable . "nnunetv2>=2.6,<3"
+	@touch $@
 
 package-test: $(VENV)/ready # the commands of docs/guide/zip.md with the zips alone, in an environment made for it
 	$(PY) -m pytest environment_tests/test_standalone.py
@@ -76,4 +85,4 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-label .venv-deploy .venv-federated demo
+	rm -rf $(VENV) .venv-peers .venv-label .venv-deploy .venv-federated demo

@@ -17,7 +17,7 @@ from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
 from tissnet_components.training import AdversarialUpdate, Player
 
 from benchmarks import __main__ as everything
-from benchmarks import gpu_check, growth, inference, loading, metrics, scans, subsets, training
+from benchmarks import gpu_check, growth, inference, loading, metrics, peers, scans, subsets, training
 from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
@@ -161,3 +161,27 @@ def test_the_check_of_a_gpu_runs_in_short_and_names_what_fails(capsys, monkeypat
 def test_the_check_of_a_gpu_has_every_precision_and_layout():
     names = " ".join(gpu_check.rows("cuda", short=False))
     assert all(word in names for word in ("float16", "bfloat16", "float32", "contiguous", "compile", "segment, 200"))
+
+
+def test_peers_are_measured_in_turn_and_a_run_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
+    for name in (*peers.MODALITIES, "seg"):
+        (tmp_path / f"anna_{name}.nii.gz").touch()
+    monkeypatch.setattr(peers, "_prepare", lambda name, scans, folder: [name])
+    asked = []
+
+    def measure(command, log):
+        asked.append(command[0])
+        return {"seconds": 2.0 * len(asked), "cpu": 1.0, "peak_mib": 2048.0}
+
+    monkeypatch.setattr(peers, "_measure", measure)
+    for rounds in (1, 2):
+        peers.peers(str(tmp_path), str(tmp_path / "out"), rounds, entries="TISS-Net's,nnU-Net")
+    entries = [name for name in peers.ENTRIES if "TISS-Net's" in name or "nnU-Net" in name]
+    assert asked == entries * 2
+    row = f"| {entries[0]} | {2 + len(entries):.3g} |  | 2.0 GiB | 2 |"
+    assert row in (tmp_path / "out" / "peers.md").read_text().splitlines()
+
+
+def test_a_table_of_peers_says_how_often_slower_they_are_than_ours():
+    runs = {"TISS-Net": [{"seconds": 5, "peak_mib": 1024}], "nnU-Net, four contrasts": [{"seconds": 50, "peak_mib": 1}]}
+    assert "| nnU-Net, four contrasts | 50 | 10.0 | 0.0 GiB | 1 |" in peers.table(runs).splitlines()
