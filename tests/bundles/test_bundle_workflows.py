@@ -1,6 +1,6 @@
 """The bundle really trained, resumed, evaluated and run, by the commands that a user types; networks of two channels.
 
-The bundle's four commands run as they are, the others in forked processes.
+They run in forked processes; in one of its own, the training that Ctrl-C ends, and those of test_in_zoo.py.
 """
 
 import csv
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from cohort import oblique_affine, save, write_case, write_cohort, write_datalist
-from forks import Ended, Forks
+from forks import Forks
 
 pytestmark = pytest.mark.slow
 
@@ -38,14 +38,6 @@ def command(tmp_path_factory) -> Iterator[Forks]:
     forks = Forks(BUNDLE, tmp_path_factory.mktemp("logs"))
     yield forks
     forks.close()
-
-
-def cold(*arguments: str) -> Ended:
-    """The same, as a process of its own."""
-    ended = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=BUNDLE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    return Ended(ended.returncode, ended.stdout)
 
 
 def run(entry_point: str, config_file: str, data: Path, models: Path, output: Path, **settings: object) -> list[str]:
@@ -80,7 +72,7 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory, data) -> Path:
+def work(command, tmp_path_factory, data) -> Path:
     """What the bundle's four commands leave: models, training, evaluation, inference and their logs."""
     folder = tmp_path_factory.mktemp("work")
     steps = {
@@ -90,7 +82,7 @@ def work(tmp_path_factory, data) -> Path:
         "inferring": run("inferring", INFERENCE, data, folder / "models", folder / "inference"),
     }
     for name, arguments in steps.items():
-        ended = cold(*arguments)
+        ended = command(*arguments)
         assert ended.succeeded
         (folder / f"{name}.txt").write_text(ended.printed)
     return folder
