@@ -123,7 +123,7 @@ def segment(
     if not cases and not image:
         read_ahead(file for file in given.values() if os.path.isfile(file))
     own = _read_bundle(bundle, weights)
-    any_subset = own if own["any_subset"] else _of_any_subset(bundle, weights)
+    any_subset = own if own.get("any_subset") else _of_any_subset(bundle, weights)
     modalities = own.get_parsed_content("source_modalities")
     known = any_subset.get_parsed_content("source_modalities") if any_subset else []
     if cases and (given or case):
@@ -139,7 +139,7 @@ def segment(
         patients = [_one_patient(given, modalities, known, bundle, case)]
     _refuse_shared(patients)
     patients = shard_of(patients, shard)
-    if consensus and (own["any_subset"] or any(patient["any_subset"] for patient in patients)):
+    if consensus and (own.get("any_subset") or any(patient["any_subset"] for patient in patients)):
         raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
     if dicom_seg:
@@ -422,7 +422,7 @@ def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigP
         parser["bundle_root"] = str(bundle)
         if weights is not None:
             parser["ckpt_path"] = str(weights)
-        for name in ("source_modalities", "widths", "inferer", "any_subset"):
+        for name in ("source_modalities", "widths", "inferer"):
             parser[name]
     except Exception as error:  # MONAI raises whatever a content that it does not check leads to
         raise UserError(f"{config} is not a bundle's configuration ({error}); fetch the bundle again") from error
