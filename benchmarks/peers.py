@@ -239,6 +239,7 @@ def plan(dataset: str, label: str) -> None:
     import numpy as np
     import torch
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     raw, number = Path(dataset), int(Path(dataset).name[7:10])
@@ -255,8 +256,8 @@ def plan(dataset: str, label: str) -> None:
     (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     extract_fingerprints([number], num_processes=1)
     plan_experiments([number])
-    plans = Path(os.environ["NNUNET_PREPROCESSED"]) / raw.name / "nnUNetPlans.json"
-    results = Path(os.environ["NNUNET_RESULTS"]) / raw.name / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    plans = Path(nnUNet_preprocessed) / raw.name / "nnUNetPlans.json"
+    results = Path(nnUNet_results) / raw.name / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     (results / "fold_0").mkdir(parents=True, exist_ok=True)
     for name, text in (("plans.json", plans.read_text()), ("dataset.json", json.dumps(content))):
         (results / name).write_text(text, encoding="utf-8")
@@ -322,9 +323,10 @@ def _segresnet() -> object:
 
 def _nnunet_network() -> object:
     """Of the plans for three contrasts, without deep supervision."""
+    from nnunetv2.paths import nnUNet_preprocessed
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plans = next(Path(os.environ["NNUNET_PREPROCESSED"]).glob("*/nnUNetPlans.json"))
+    plans = next(Path(nnUNet_preprocessed).glob("*/nnUNetPlans.json"))
     return _planned(PlansManager(str(plans)).get_configuration("3d_fullres"), 3, False)
 
 
