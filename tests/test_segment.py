@@ -22,6 +22,8 @@ from tissnet_components import __main__ as command_line
 from tissnet_components import weights
 from tissnet_components.errors import user_error
 from tissnet_components.inference import CascadeInferer
+from tissnet_components.raw import patients
+from tissnet_components.raw.prepare_scans import Prepared, RawScan
 from tissnet_components.scans.dicom import find_series
 from tissnet_components.segment import find_patients, segment
 
@@ -803,3 +805,32 @@ def test_a_cohort_gets_a_page_for_each_case_and_one_that_lists_them(bundle, coho
     text = (tmp_path / "out" / "anna" / "anna_view.html").read_text()
     assert all(f'"title": "{title}"' in text for title in ("T1", "T1 + contrast agent", "T2", "mask"))
     assert all(f'href="{page}"' in (tmp_path / "out" / "index.html").read_text() for page in pages)
+
+
+def test_a_raw_patient_gets_a_mask_on_the_grid_of_every_scan(bundle, scans, tmp_path, monkeypatch):
+    turned = np.diag([1, 1, 1, 1.0])
+    turned[:3, 3] = 3, -2, 5
+
+    def prepared(case, given, folder, tell):
+        """Nothing to do: all are registered but for a shift."""
+        found = [
+            RawScan(name, nib.Nifti1Image(voxels(file), turned @ nib.load(file).affine), file, "given", turned, {})
+            for name, file in given.items()
+        ]
+        return Prepared(given, tuple(found), "t1ce", {"brain_ml": 1400.0})
+
+    monkeypatch.setattr(patients, "prepare_scans", prepared)
+    monkeypatch.setattr(patients, "table_of", lambda prepared: [])
+    segment(str(bundle), **scans, out=tmp_path, case="anna", outputs=["seg"], device="cpu", raw=True)
+    common = nib.load(tmp_path / "anna/anna_seg.nii.gz")
+    summary = json.loads((tmp_path / "anna/anna_summary.json").read_text())
+    for name in SOURCES:
+        native = nib.load(tmp_path / f"anna/anna_seg_{name}.nii.gz")
+        np.testing.assert_allclose(native.affine, turned @ common.affine, atol=1e-4)
+        np.testing.assert_array_equal(voxels(tmp_path / f"anna/anna_seg_{name}.nii.gz"), np.asarray(common.dataobj))
+        assert summary["raw"]["scans"][name]["volume_ml"] == pytest.approx(summary["volume_ml"], rel=1e-4)
+
+
+def test_raw_is_refused_where_it_means_nothing(bundle, vs_bundle, scans, tmp_path):
+    assert "takes scans as the scanner gave them" in refused(vs_bundle, t2=scans["t2"], out=tmp_path, raw=True)
+    assert "leave one out" in refused(bundle, **scans, out=tmp_path, raw=True, dicom_seg=True)

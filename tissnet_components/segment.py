@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
     import torch
     from monai.bundle import ConfigParser
     from monai.engines import Evaluator
+    from tissnet_components.raw.prepare_scans import Prepared
 
 OUT = Path()
 ANY_SUBSET = "any_missing"  # weights of this name take any subset of the contrasts
@@ -56,6 +57,7 @@ def segment(
     weights: Path | None = None,
     skip_unmatched: bool = False,
     shard: str | None = None,
+    raw: bool = False,
 ) -> None:
     """Segment the tumor of one patient, or of many, and synthesise the contrast that is missing.
 
@@ -112,6 +114,8 @@ def segment(
             is 1.
         shard: of many patients, the part that this job does: 3/16 is the third of sixteen parts. Jobs of all parts, at
             any time and on any machine, do every patient once.
+        raw: scans of glioma as the scanner gave them: registers them, strips the skull, and also writes the mask on
+            every scan's own grid (_seg_t1.nii.gz and so on). Needs the extra raw.
 
     Raises:
         ValueError: a scan that the bundle needs is missing or cannot be used, or an option cannot be followed.
@@ -142,11 +146,20 @@ def segment(
     if consensus and (own.get("any_subset") or any(patient["any_subset"] for patient in patients)):
         raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
+    if raw:
+        _check_raw(own, bundle, dicom_seg)
     if dicom_seg:
         _check_dicom(patients)
     todo = _to_do(patients, out, outputs, overwrite, resume)
     given_series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
     series = {modality: name for modality, name in given_series.items() if name}
+    prepared: dict[str, Prepared] = {}
+    failed: dict[str, str] = {}
+    if raw:
+        from tissnet_components.raw.patients import prepare_patients, write_native
+
+        prepared, failed = prepare_patients(todo, modalities, known, series, out)
+        todo, series = [patient for patient in todo if patient["case"] in prepared], {}
     settings = {
         "output_dir": str(out),
         "outputs": outputs,
@@ -158,12 +171,13 @@ def segment(
         "device": None if device is None else _available(device),
         "inferer::inferer::progress": not cases,
     }
-    failed: dict[str, str] = {}
     for parser in (own, any_subset if any_subset is not own else None):
         theirs = [patient for patient in todo if parser is (any_subset if patient["any_subset"] else own)]
         if parser and theirs:
             parser.update({key: value for key, value in settings.items() if value is not None})
             failed |= _run(parser, theirs, out, former=list(FILES) if overwrite else ["summary", "view"])
+    for name in prepared.keys() - failed.keys():
+        write_native(out, name, prepared[name])
     if html:
         unseen = [p for p in patients if p in todo or not os.path.exists(case_file(out, p["case"], "view"))]
         there = [patient for patient in unseen if patient["case"] not in failed]
@@ -357,6 +371,13 @@ def _check_dicom(patients: list[dict[str, Any]]) -> None:
         scan = _scans(patient)[0]
         if not os.path.isdir(scan):
             raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
+
+
+def _check_raw(parser: "ConfigParser", bundle: Path, dicom_seg: bool) -> None:
+    if "force" not in parser:  # which only a bundle has that wants prepared scans
+        raise UserError(f"{bundle} takes scans as the scanner gave them; leave out --raw")
+    if dicom_seg:
+        raise UserError("--dicom_seg refers to the scan that was segmented, which --raw resamples; leave one out")
 
 
 def _available(device: str) -> "torch.device":

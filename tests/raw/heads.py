@@ -26,17 +26,23 @@ def rigid(degrees=(0, 0, 0), shift_mm=(0, 0, 0)) -> np.ndarray:
     return transform
 
 
-def head(contrast: str, pose: np.ndarray, spacing_mm=(4, 4, 4), parts=range(5)) -> nib.Nifti1Image:
-    """The head as a scanner with this grid sees it after a move by `pose`."""
+def inside(part: int, pose: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:
+    """The voxels of a part of the head after a move by `pose`."""
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    points = nib.affines.apply_affine(np.linalg.inv(pose) @ affine, voxels)
+    centre, axes = PARTS[part]
+    return (((points - centre) / axes) ** 2).sum(-1) < 1
+
+
+def head(contrast: str, pose: np.ndarray, spacing_mm=(4, 4, 4), stripped=False) -> nib.Nifti1Image:
+    """The head, or its brain alone, as a scanner with this grid sees it after a move by `pose`."""
     spacing = np.array(spacing_mm, dtype=float)
     shape = (240 / spacing).astype(int)
     affine = np.diag([*spacing, 1])
     affine[:3, 3] = -spacing * (shape - 1) / 2
-    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    points = nib.affines.apply_affine(np.linalg.inv(pose) @ affine, voxels)
     volume = np.zeros(shape, np.float32)
-    for part in parts:
-        centre, axes = PARTS[part]
-        volume[(((points - centre) / axes) ** 2).sum(-1) < 1] = GREY_VALUES[contrast][part]
+    for part in range(2 if stripped else 0, len(PARTS)):
+        volume[inside(part, pose, affine, shape)] = GREY_VALUES[contrast][part]
     volume = ndimage.gaussian_filter(volume, 2 / spacing)
-    return nib.Nifti1Image(volume + np.random.default_rng(0).normal(0, 1, shape).astype(np.float32), affine)
+    volume += np.random.default_rng(0).normal(0, 1, shape)
+    return nib.Nifti1Image(volume * inside(2, pose, affine, shape) if stripped else volume, affine)

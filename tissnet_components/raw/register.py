@@ -38,10 +38,7 @@ def register(fixed: nib.Nifti1Image, moving: nib.Nifti1Image) -> np.ndarray:
     best = max(refined, key=lambda transform: _information(*pairs[0], transform))
     for pair, mm in zip(pairs[1:], LEVELS_MM[1:], strict=True):
         best = _refined(*pair, best, mm)
-    corners = np.vstack([np.zeros(3), np.eye(3)])
-    places = np.array([best.TransformPoint(corner.tolist()) for corner in corners])
-    lps = np.vstack([np.column_stack([(places[1:] - places[0]).T, places[0]]), [0, 0, 0, 1]])
-    return LPS_TO_RAS @ lps @ LPS_TO_RAS
+    return _matrix(best)
 
 
 def moved(volume: nib.Nifti1Image, transform: np.ndarray) -> nib.Nifti1Image:
@@ -69,6 +66,20 @@ def write_transform(transform: np.ndarray, file: Path) -> None:
         f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
     )
     write_atomic(file, text.encode())
+
+
+def read_matrix(file: Path) -> np.ndarray:
+    """A rigid or affine transform of ITK's text format, from RAS mm to RAS mm."""
+    import SimpleITK
+
+    return _matrix(SimpleITK.ReadTransform(str(file)))
+
+
+def _matrix(transform: Any) -> np.ndarray:
+    corners = np.vstack([np.zeros(3), np.eye(3)])
+    places = np.array([transform.TransformPoint(corner.tolist()) for corner in corners])
+    lps = np.vstack([np.column_stack([(places[1:] - places[0]).T, places[0]]), [0, 0, 0, 1]])
+    return LPS_TO_RAS @ lps @ LPS_TO_RAS
 
 
 def _starts(fixed: nib.Nifti1Image, moving: nib.Nifti1Image) -> Iterator[Any]:

@@ -1,0 +1,141 @@
+"""What `tissnet segment --raw` is worth.
+
+    python benchmarks/raw.py study ../shared/data/raw_ms/patient01_study1
+    python benchmarks/raw.py unprepared ../shared/data/glioma_brats18_tcia --bundle bundles/tissnet_brats
+
+The first compares with a study's published transforms and brain mask. The second turns prepared patients, cuts them
+into thick slices, and brings them back.
+Every contrast is turned and shifted on its own, and gets its own grid. Printed for each patient: the error of the
+registration between the contrasts (median over the brain), the Dice of the prepared scans and of the raw ones, the time
+of the processor, and the most memory so far.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from tempfile import TemporaryDirectory
+from time import process_time
+
+import fire
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.processing import resample_from_to
+from scipy.spatial.transform import Rotation
+from tissnet_components.files import user_path
+from tissnet_components.raw.register import moved, read_matrix, register
+from tissnet_components.raw.strip import brain_mask_of
+from tissnet_components.segment import segment
+
+CONTRAST_OF = {"T1W": "t1", "T2W": "t2", "FLAIR": "flair"}
+CONTRASTS = ("t1", "t1ce", "t2")
+GRIDS = {  # spacing in mm along the scan's axes, and their turn against the head
+    "t1": ((1.0, 1.0, 3.0), (0, 0, 8)),
+    "t1ce": ((3.0, 1.0, 1.0), (0, 0, 0)),
+    "t2": ((0.5, 0.5, 5.0), (12, 0, 0)),
+}
+MOST_DEGREES, MOST_MM = 20, 20
+
+
+def study(folder: str) -> None:
+    """Print the mean distance over the brain from the published transforms to FLAIR, and the Dice of the masks."""
+    root = user_path(folder)
+    brain = nib.load(root / "brainmask.nii.gz")
+    to_flair = read_matrix(root / "study1_FLAIR_to_common_space.txt")
+    flair = nib.load(root / "study1_FLAIR.nii.gz")
+    points = apply_affine(to_flair @ brain.affine, np.argwhere(np.asarray(brain.dataobj) > 0)[::97])
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("xyz", [15, -12, 18], degrees=True).as_matrix()
+    turned[:3, 3] = 20, -15, 10
+    for name in ("T1W", "T2W", "FLAIR"):
+        volume = nib.load(root / f"study1_{name}.nii.gz")
+        published = np.eye(4)
+        if name != "FLAIR":
+            published = read_matrix(root / f"study1_{name}_intrastudy_to_FLAIR.txt")
+            for pose in (np.eye(4), turned):
+                found = np.linalg.inv(pose) @ register(flair, nib.Nifti1Image(volume.dataobj, pose @ volume.affine))
+                apart = apply_affine(found, points) - apply_affine(published, points)
+                print(f"{name}: {np.linalg.norm(apart, axis=1).mean():.2f} mm")
+        mask = moved(brain_mask_of(volume, CONTRAST_OF[name]), published @ to_flair)
+        print(f"{name}: Dice of the brain {_dice(brain, resample_from_to(mask, brain, order=0)):.3f}")
+
+
+def unprepared(cases: str, bundle: str, number: int = 12, seed: int = 0) -> None:
+    """Print a line per patient."""
+    rng = np.random.default_rng(seed)
+    folders = sorted(folder for folder in user_path(cases).iterdir() if folder.is_dir())[:number]
+    print("| patient | registration, mm | Dice prepared | Dice raw | CPU s | memory, GiB |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for folder in folders:
+        with TemporaryDirectory() as temporary:
+            print(_row(folder, user_path(bundle), Path(temporary), rng), flush=True)
+
+
+def _row(folder: Path, bundle: Path, temporary: Path, rng: np.random.Generator) -> str:
+    case = folder.name
+    scans = {name: folder / f"{case}_{name}.nii.gz" for name in CONTRASTS}
+    label = nib.load(folder / f"{case}_seg.nii.gz")
+    poses = dict(_unprepared(scans, temporary, rng))
+    segment(bundle, **scans, out=temporary / "prepared", case="case", outputs=["seg"])
+    start = process_time()
+    raw = {name: temporary / f"{name}.nii.gz" for name in CONTRASTS}
+    segment(bundle, **raw, out=temporary / "raw", case="case", outputs=["seg"], raw=True)
+    seconds = process_time() - start
+    found = {name: read_matrix(temporary / f"raw/case/prepared/case_{name}.tfm") for name in CONTRASTS}
+    reference = json.loads((temporary / "raw/case/case_summary.json").read_text())["raw"]["reference"]
+    to_common = np.linalg.inv(found[reference]) @ poses[reference]
+    brain = np.asarray(nib.load(scans["t1"]).dataobj) > 0
+    points = apply_affine(label.affine, np.argwhere(brain)[::101])
+    errors = [
+        np.linalg.norm(apply_affine(found[name] @ to_common, points) - apply_affine(poses[name], points), axis=1)
+        for name in CONTRASTS
+        if name != reference
+    ]
+    back = resample_from_to(moved(nib.load(temporary / "raw/case/case_seg.nii.gz"), to_common), label, order=0)
+    dices = [_dice(label, nib.load(temporary / "prepared/case/case_seg.nii.gz")), _dice(label, back)]
+    gib = getrusage(RUSAGE_SELF).ru_maxrss / 2**20
+    cells = [f"{np.median(errors):.2f}", *(f"{dice:.3f}" for dice in dices), f"{seconds:.0f}", f"{gib:.1f}"]
+    return f"| {case} | {' | '.join(cells)} |"
+
+
+def _unprepared(scans: dict[str, Path], folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """Writes the scans as a scanner might have given them; contrast -> where the points of the head then lie."""
+    for name, file in scans.items():
+        volume = nib.load(file)
+        pose = np.eye(4)
+        axis = rng.normal(size=3)
+        turn = rng.uniform(0, MOST_DEGREES) * axis / np.linalg.norm(axis)
+        pose[:3, :3] = Rotation.from_rotvec(turn, degrees=True).as_matrix()
+        pose[:3, 3] = rng.uniform(-MOST_MM, MOST_MM, 3)
+        spacing, oblique = GRIDS[name]
+        shape = (np.array([230, 230, 200]) / spacing).astype(int)
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_euler("xyz", oblique, degrees=True).as_matrix() * spacing
+        centre = apply_affine(pose @ volume.affine, (np.array(volume.shape) - 1) / 2)
+        affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
+        there = nib.Nifti1Image(np.asarray(volume.dataobj, dtype=np.float32), pose @ volume.affine)
+        nib.save(_thick(there, shape, affine, spacing), folder / f"{name}.nii.gz")
+        yield name, pose
+
+
+def _thick(volume: nib.Nifti1Image, shape: np.ndarray, affine: np.ndarray, spacing: tuple) -> nib.Nifti1Image:
+    """On a grid, each voxel the mean along its thickest axis."""
+    axis = int(np.argmax(spacing))
+    parts = int(np.ceil(spacing[axis]))
+    fine_shape, fine = shape.copy(), affine.copy()
+    fine_shape[axis] *= parts
+    fine[:3, axis] /= parts
+    fine[:3, 3] -= fine[:3, axis] * (parts - 1) / 2
+    array = np.asarray(resample_from_to(volume, (tuple(fine_shape), fine), order=1).dataobj)
+    split = [*shape[: axis + 1], parts, *shape[axis + 1 :]]
+    return nib.Nifti1Image(array.reshape(split).mean(axis + 1).astype(np.float32), affine)
+
+
+def _dice(label: nib.Nifti1Image, mask: nib.Nifti1Image) -> float:
+    one, other = np.asarray(label.dataobj) > 0, np.asarray(mask.dataobj) > 0
+    return 2 * float((one & other).sum()) / max(float(one.sum() + other.sum()), 1)
+
+
+if __name__ == "__main__":
+    fire.Fire({"study": study, "unprepared": unprepared})

@@ -1,0 +1,236 @@
+"""Raw scans to what the glioma network takes, and masks back: registered, stripped, on one grid of 1 mm.
+
+Every voxel is interpolated once: a scan's own grid is reached from the common one by a single transform.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.processing import resample_from_to
+from scipy import ndimage
+from tissnet_components.errors import BadCase, PackageMissing
+from tissnet_components.files import atomic_write
+from tissnet_components.raw.register import moved, register, write_transform
+from tissnet_components.raw.strip import BEST_FIRST, brain_mask_of
+from tissnet_components.results.files import MARK
+from tissnet_components.scans.dicom import LPS_TO_RAS, Series, read_series
+from tissnet_components.scans.nifti import check_intensities, check_readable, check_three_axes
+from tissnet_components.scans.plausible import BRAIN_ML
+
+COMMON_SHAPE = (240, 240, 155)  # of BraTS, 1 mm, axes to left, posterior and superior
+COMMON_CENTRE = (119, 134, 73)  # where the centre of BraTS's brains lies, as in `phantom`, which no zip has
+ATLAS_LARGER = (1.06, 1.07, 1.12)  # than the brains of BraTS, by these factors
+FITTING = {"information": 0.1, "covered": 0.95, "atlas": 0.8}
+GREY_LEVELS = 32
+CASE_FOLDER = "prepared"
+
+
+@dataclass(frozen=True)
+class RawScan:
+    """One scan as it came and why it was taken, where its points lie (common space to it, RAS mm), how well it fits."""
+
+    contrast: str
+    volume: nib.Nifti1Image
+    told: str
+    reason: str
+    transform: np.ndarray
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A patient's scans in the common space, in files, and the raw ones."""
+
+    files: Mapping[str, Path]
+    scans: tuple[RawScan, ...]
+    reference: str
+    measures: Mapping[str, float]
+
+
+def prepare_scans(
+    case: str, scans: Mapping[str, str | Path | Series], folder: Path, tell: Callable[[str], object]
+) -> Prepared:
+    """Register, strip and resample the scans of one patient.
+
+    Args:
+        scans: contrast -> file or DICOM series.
+        folder: where the prepared scans, the brain mask and the transforms (common space to each scan) are written.
+        tell: takes a line for every step.
+
+    Raises:
+        BadCase: a scan cannot be read, or does not pass the checks: does not cover the brain, does not fit the
+            reference, or shows no brain of plausible size and place.
+    """
+    raw = {contrast: _read(scan) for contrast, scan in scans.items()}
+    reference = "t1ce" if "t1ce" in raw else min(raw, key=lambda name: np.prod(voxel_sizes(raw[name].affine)))
+    seen = next((name for name in BEST_FIRST if name in raw), reference)
+    tell(f"{case}: registering {', '.join(name for name in raw if name != reference) or 'nothing'} to {reference}")
+    to_scan = {name: np.eye(4) if name == reference else register(raw[reference], raw[name]) for name in raw}
+    tell(f"{case}: looking for the brain in {seen}")
+    rough = brain_mask_of(raw[seen], seen)
+    tell(f"{case}: registering the brain to the atlas")
+    atlas = atlas_brain()
+    brain = np.asarray(raw[seen].dataobj, dtype=np.float32) * np.asarray(rough.dataobj)
+    pose = np.linalg.inv(to_scan[seen]) @ register(atlas, nib.Nifti1Image(brain, raw[seen].affine))
+    transforms = {name: to_scan[name] @ pose for name in raw}
+    tell(f"{case}: resampling to 1 mm")
+    common = {name: to_common(raw[name], transforms[name]) for name in raw}
+    mask = _final_mask(common[seen], seen, to_common(rough, transforms[seen]))
+    found = _found(raw, common, transforms, mask, seen, scans)
+    measures = _of_brain(mask, atlas)
+    _check(case, found, measures)
+    files = {name: folder / f"{case}_{name}.nii.gz" for name in raw}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in raw:
+        write_marked(np.asarray(common[name].dataobj) * mask, common[name].affine, files[name])
+        write_transform(transforms[name], folder / f"{case}_{name}.tfm")
+    write_marked(mask.astype(np.uint8), common_affine(), folder / f"{case}_brain.nii.gz")
+    return Prepared(files, tuple(found), reference, measures)
+
+
+def common_affine() -> np.ndarray:
+    """Of BraTS's grid, with the centre of the brain at 0."""
+    affine = LPS_TO_RAS.copy()
+    affine[:3, 3] = np.multiply(COMMON_CENTRE, (1, 1, -1))
+    return affine
+
+
+def to_common(volume: nib.Nifti1Image, transform: np.ndarray) -> nib.Nifti1Image:
+    """The volume on the common grid, by one linear interpolation; 0 outside its field of view."""
+    array = np.asarray(volume.dataobj, dtype=np.float32)
+    there = moved(nib.Nifti1Image(array, volume.affine), transform)
+    return resample_from_to(there, (COMMON_SHAPE, common_affine()), order=1)
+
+
+def to_native(mask: nib.Nifti1Pair, scan: RawScan) -> np.ndarray:
+    """A mask or label map of the common space on a scan's own grid, by one interpolation: uint8.
+
+    What lies more than half inside is tumor, of the label that has the greatest share.
+    """
+    labels = np.asarray(mask.dataobj)
+    place = scan.transform @ mask.affine
+    grid = scan.volume.shape, scan.volume.affine
+    most = whole = np.zeros(grid[0], np.float32)
+    native = np.zeros(grid[0], np.uint8)
+    for label in np.unique(labels[labels > 0]):
+        alone = nib.Nifti1Image((labels == label).astype(np.float32), place)
+        share = np.asarray(resample_from_to(alone, grid, order=1).dataobj)
+        native[share > most] = label
+        most, whole = np.maximum(most, share), whole + share
+    native[whole <= 0.5] = 0
+    return native
+
+
+@lru_cache(maxsize=1)
+def atlas_brain() -> nib.Nifti1Image:
+    """The T1 brain of ICBM152 from nilearn's package, made as small as the brains of BraTS, its centre at 0.
+
+    Raises:
+        ImportError: nilearn is not installed.
+    """
+    try:
+        from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+    except ImportError as error:
+        raise PackageMissing('--raw needs nilearn, which is not installed; pip install -e ".[raw]"') from error
+    template, mask = load_mni152_template(1), load_mni152_brain_mask(1)
+    inside = np.asarray(mask.dataobj) > 0
+    affine = np.diag([*(1 / np.array(ATLAS_LARGER)), 1]) @ template.affine
+    affine[:3, 3] -= apply_affine(affine, np.array(ndimage.center_of_mass(inside)))
+    return nib.Nifti1Image(np.asarray(template.dataobj, dtype=np.float32) * inside, affine)
+
+
+def write_marked(array: np.ndarray, affine: np.ndarray, file: Path) -> None:
+    """Write a NIfTI file that says whose it is."""
+    image = nib.Nifti1Image(array, affine)
+    image.header["descrip"] = MARK
+    with atomic_write(file) as unfinished:
+        nib.save(image, unfinished)
+
+
+def _read(scan: str | Path | Series) -> nib.Nifti1Image:
+    volume = read_series(scan) if isinstance(scan, Series) else check_readable(scan)
+    check_three_axes(volume.shape, str(scan))
+    check_intensities(np.asanyarray(volume.dataobj), str(scan))
+    return nib.Nifti1Image(np.asarray(volume.dataobj, dtype=np.float32), volume.affine)
+
+
+def _final_mask(head: nib.Nifti1Image, contrast: str, rough: nib.Nifti1Image) -> np.ndarray:
+    """The brain on the common grid, where it lies upright; that of a stripped scan as it was."""
+    smooth = np.asarray(rough.dataobj) > 0.5
+    stripped = not np.asarray(head.dataobj)[~ndimage.binary_dilation(smooth, iterations=3)].any()
+    return smooth if stripped else np.asarray(brain_mask_of(head, contrast).dataobj) > 0
+
+
+def _found(
+    raw: Mapping[str, nib.Nifti1Image],
+    common: Mapping[str, nib.Nifti1Image],
+    transforms: Mapping[str, np.ndarray],
+    mask: np.ndarray,
+    seen: str,
+    scans: Mapping[str, Any],
+) -> list[RawScan]:
+    """The scans, with the share of the brain that each shows, and how much it tells about the one that was stripped."""
+    voxels = np.argwhere(mask)[::7]
+    points = apply_affine(common_affine(), voxels)
+    found = []
+    for name, volume in raw.items():
+        places = apply_affine(np.linalg.inv(volume.affine) @ transforms[name], points)
+        inside = ((places > -0.5) & (places < np.array(volume.shape) - 0.5)).all(1)
+        measures = {"covered": round(float(inside.mean()), 4)}
+        if name != seen:
+            one, other = (np.asarray(common[which].dataobj)[mask] for which in (seen, name))
+            measures["information"] = round(_information_of(one, other), 4)
+        given = scans[name]
+        told, reason = (given.description or given.uid, given.reason) if isinstance(given, Series) else (given, "given")
+        found.append(RawScan(name, volume, str(told), reason, transforms[name], measures))
+    return found
+
+
+def _information_of(one: np.ndarray, other: np.ndarray) -> float:
+    """Mutual information of grey values, in nats, from their joint histogram."""
+    first, second = (np.clip(values, *np.percentile(values, (1, 99))) for values in (one, other))
+    joint, _, _ = np.histogram2d(first, second, bins=GREY_LEVELS)
+    joint /= joint.sum()
+    apart = np.outer(joint.sum(1), joint.sum(0))
+    there = joint > 0
+    return float((joint[there] * np.log(joint[there] / apart[there])).sum())
+
+
+def _of_brain(mask: np.ndarray, atlas: nib.Nifti1Image) -> dict[str, float]:
+    """Volume of the brain in ml, and its Dice with the atlas's."""
+    there = resample_from_to(atlas, (COMMON_SHAPE, common_affine()), order=1)
+    expected = np.asarray(there.dataobj) > 0
+    dice = 2 * (mask & expected).sum() / max(int(mask.sum() + expected.sum()), 1)
+    voxel_ml = abs(np.linalg.det(common_affine()[:3, :3])) / 1000
+    return {"brain_ml": round(float(mask.sum() * voxel_ml), 1), "atlas": round(float(dice), 4)}
+
+
+def _check(case: str, scans: list[RawScan], measures: Mapping[str, float]) -> None:
+    """Refuse, in one sentence with the scan and the measure, what no network should see."""
+    if not BRAIN_ML[0] <= measures["brain_ml"] <= BRAIN_ML[1]:
+        raise BadCase(
+            f"{case}: the brain that was found has {measures['brain_ml']:.0f} ml, expected {BRAIN_ML[0]} to "
+            f"{BRAIN_ML[1]} ml; give scans of the whole head"
+        )
+    if measures["atlas"] < FITTING["atlas"]:
+        raise BadCase(
+            f"{case}: the brain that was found has a Dice of {measures['atlas']:.2f} with the atlas's, expected "
+            f"{FITTING['atlas']} or more; give scans of the whole head"
+        )
+    for scan in scans:
+        if scan.measures["covered"] < FITTING["covered"]:
+            raise BadCase(
+                f"{scan.told} shows {scan.measures['covered']:.0%} of the brain, expected {FITTING['covered']:.0%} or "
+                f"more; give a scan of the whole brain"
+            )
+        if scan.measures.get("information", 1) < FITTING["information"]:
+            raise BadCase(
+                f"{scan.told} shares {scan.measures['information']:.2f} nats of information with the other scans, "
+                f"expected {FITTING['information']} or more; is it of this patient?"
+            )
