@@ -807,28 +807,51 @@ def test_a_cohort_gets_a_page_for_each_case_and_one_that_lists_them(bundle, coho
     assert all(f'href="{page}"' in (tmp_path / "out" / "index.html").read_text() for page in pages)
 
 
-def test_a_raw_patient_gets_a_mask_on_the_grid_of_every_scan(bundle, scans, tmp_path, monkeypatch):
-    turned = np.diag([1, 1, 1, 1.0])
-    turned[:3, 3] = 3, -2, 5
+@pytest.fixture
+def shifted(monkeypatch) -> np.ndarray:
+    """Nothing to do for `--raw`: all scans are registered but for this shift, and stripped."""
+    shift = np.eye(4)
+    shift[:3, 3] = 3, -2, 5
 
-    def prepared(case, given, folder, tell):
-        """Nothing to do: all are registered but for a shift."""
-        found = [
-            RawScan(name, nib.Nifti1Image(voxels(file), turned @ nib.load(file).affine), file, "given", turned, {})
-            for name, file in given.items()
-        ]
-        return Prepared(given, tuple(found), "t1ce", {"brain_ml": 1400.0})
+    def prepare_scans(case, given, folder, tell):
+        folder.mkdir(parents=True)
+        files = {name: folder / f"{case}_{name}.nii.gz" for name in given}
+        for name, file in given.items():
+            patients.write_marked(voxels(file), nib.load(file).affine, files[name])
+        grids = {name: (nib.load(file).shape, shift @ nib.load(file).affine) for name, file in given.items()}
+        found = [RawScan(name, grids[name], file, "given", shift, {"covered": 1.0}) for name, file in given.items()]
+        return Prepared(files, tuple(found), "t1ce", {"brain_ml": 1400.0})
 
-    monkeypatch.setattr(patients, "prepare_scans", prepared)
-    monkeypatch.setattr(patients, "table_of", lambda prepared: [])
+    monkeypatch.setattr(patients, "prepare_scans", prepare_scans)
+    return shift
+
+
+def test_a_raw_patient_gets_a_mask_on_the_grid_of_every_scan(bundle, scans, tmp_path, shifted):
     segment(str(bundle), **scans, out=tmp_path, case="anna", outputs=["seg"], device="cpu", raw=True)
     common = nib.load(tmp_path / "anna/anna_seg.nii.gz")
     summary = json.loads((tmp_path / "anna/anna_summary.json").read_text())
     for name in SOURCES:
         native = nib.load(tmp_path / f"anna/anna_seg_{name}.nii.gz")
-        np.testing.assert_allclose(native.affine, turned @ common.affine, atol=1e-4)
-        np.testing.assert_array_equal(voxels(tmp_path / f"anna/anna_seg_{name}.nii.gz"), np.asarray(common.dataobj))
+        np.testing.assert_allclose(native.affine, shifted @ common.affine, atol=1e-4)
+        np.testing.assert_array_equal(np.asarray(native.dataobj), np.asarray(common.dataobj))
         assert summary["raw"]["scans"][name]["volume_ml"] == pytest.approx(summary["volume_ml"], rel=1e-4)
+
+
+def test_what_raw_left_is_resumed_shown_and_goes_when_the_mask_is_replaced(
+    bundle, scans, tmp_path, shifted, times_loaded
+):
+    options = {**scans, "out": tmp_path, "case": "anna", "outputs": "seg", "device": "cpu"}
+    segment(str(bundle), **options, raw=True)
+    segment(str(bundle), **options, raw=True, resume=True, html=True)
+    assert len(times_loaded) == 1
+    page = (tmp_path / "anna/anna_view.html").read_text()
+    assert all(f'"title": "{title}"' in page for title in ("T1", "T1 + contrast agent", "T2", "mask"))
+    (tmp_path / "anna/anna_seg_t2.nii.gz").unlink()
+    segment(str(bundle), **options, raw=True, resume=True)
+    assert len(times_loaded) == 2
+    assert (tmp_path / "anna/anna_seg_t2.nii.gz").is_file()
+    segment(str(bundle), **options, overwrite=True)
+    assert files_below(tmp_path) == {"anna/anna_seg.nii.gz", "anna/anna_summary.json"}
 
 
 def test_raw_is_refused_where_it_means_nothing(bundle, vs_bundle, scans, tmp_path):

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.files import user_path
 from tissnet_components.results.dicom_seg import import_highdicom
-from tissnet_components.results.files import FILES, case_file, is_finished, is_result, refuse_foreign
+from tissnet_components.results.files import (
+    FILES,
+    NATIVE,
+    case_file,
+    is_finished,
+    is_result,
+    prepared_scans,
+    refuse_foreign,
+    remove_prepared,
+)
 from tissnet_components.results.page import write_index, write_page
 from tissnet_components.scans.choice import contrasts_below
 from tissnet_components.scans.dicom import holds_dicom
@@ -27,6 +36,7 @@ if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
 
 OUT = Path()
 ANY_SUBSET = "any_missing"  # weights of this name take any subset of the contrasts
+UP_TO_DATE = ("summary", "view", *NATIVE.values())  # what tells of the mask, and goes when that is replaced
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
 
 
@@ -150,13 +160,16 @@ def segment(
         _check_raw(own, bundle, dicom_seg)
     if dicom_seg:
         _check_dicom(patients)
-    todo = _to_do(patients, out, outputs, overwrite, resume)
+    wanted = {patient["case"]: outputs for patient in patients}
+    if raw and "seg" in outputs:
+        wanted = {p["case"]: [*outputs, *_native(p, known if p["any_subset"] else modalities)] for p in patients}
+    todo = _to_do(patients, out, wanted, overwrite, resume)
     given_series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
     series = {modality: name for modality, name in given_series.items() if name}
     prepared: dict[str, Prepared] = {}
     failed: dict[str, str] = {}
     if raw:
-        from tissnet_components.raw.patients import prepare_patients, write_native
+        from tissnet_components.raw.patients import prepare_patients
 
         prepared, failed = prepare_patients(todo, modalities, known, series, out)
         todo, series = [patient for patient in todo if patient["case"] in prepared], {}
@@ -175,9 +188,7 @@ def segment(
         theirs = [patient for patient in todo if parser is (any_subset if patient["any_subset"] else own)]
         if parser and theirs:
             parser.update({key: value for key, value in settings.items() if value is not None})
-            failed |= _run(parser, theirs, out, former=list(FILES) if overwrite else ["summary", "view"])
-    for name in prepared.keys() - failed.keys():
-        write_native(out, name, prepared[name])
+            failed |= _run(parser, theirs, out, list(FILES) if overwrite else UP_TO_DATE, prepared)
     if html:
         unseen = [p for p in patients if p in todo or not os.path.exists(case_file(out, p["case"], "view"))]
         there = [patient for patient in unseen if patient["case"] not in failed]
@@ -201,7 +212,8 @@ def _write_pages(
     failed = {}
     for patient in patients:
         try:
-            write_page(out, patient["case"], patient["image"], known if patient["any_subset"] else modalities, series)
+            scans = () if prepared_scans(out, patient["case"]) else patient["image"]
+            write_page(out, patient["case"], scans, known if patient["any_subset"] else modalities, series)
         except UserError as reason:
             failed[patient["case"]] = f"segmented, but without a page: {reason}"
     return failed
@@ -380,6 +392,11 @@ def _check_raw(parser: "ConfigParser", bundle: Path, dicom_seg: bool) -> None:
         raise UserError("--dicom_seg refers to the scan that was segmented, which --raw resamples; leave one out")
 
 
+def _native(patient: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The masks that `--raw` gives a patient, one for each scan."""
+    return [NATIVE[name] for name, scan in zip(names, _listed(patient["image"]), strict=False) if scan]
+
+
 def _available(device: str) -> "torch.device":
     import torch
 
@@ -403,9 +420,13 @@ def _refuse_shared(patients: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _to_do(
-    patients: list[dict[str, Any]], out: Path, outputs: Sequence[str], overwrite: bool, resume: bool
+    patients: list[dict[str, Any]], out: Path, wanted: Mapping[str, Sequence[str]], overwrite: bool, resume: bool
 ) -> list[dict[str, Any]]:
-    """The patients that remain, after refusing to replace results that nobody asked to replace."""
+    """The patients that remain, after refusing to replace results that nobody asked to replace.
+
+    Args:
+        wanted: case -> the kinds of files without which it is not finished.
+    """
     if overwrite and resume:
         raise UserError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     for patient in patients:
@@ -425,7 +446,8 @@ def _to_do(
     for case in begun:
         for name in FILES:
             refuse_foreign(case_file(out, case, name))
-    return [patient for patient in patients if not (resume and is_finished(out, patient["case"], outputs))]
+    finished = [case for case, names in wanted.items() if resume and is_finished(out, case, names)]
+    return [patient for patient in patients if patient["case"] not in finished]
 
 
 def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigParser":
@@ -450,11 +472,18 @@ def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigP
     return parser
 
 
-def _run(parser: "ConfigParser", cases: list[dict[str, Any]], out: Path, former: Iterable[str]) -> dict[str, str]:
+def _run(
+    parser: "ConfigParser",
+    cases: list[dict[str, Any]],
+    out: Path,
+    former: Iterable[str],
+    prepared: Mapping[str, "Prepared"],
+) -> dict[str, str]:
     """What `inferring` of the bundle does, of these cases. Returns the reasons of those that failed.
 
     Args:
         former: of these kinds, the files of a case from an earlier run are removed before new ones are written.
+        prepared: case -> its raw scans, which get the mask too.
     """
     from monai.engines import IterationEvents
 
@@ -464,10 +493,21 @@ def _run(parser: "ConfigParser", cases: list[dict[str, Any]], out: Path, former:
     evaluator = parser.get_parsed_content("evaluator")
 
     def remove_former(engine: "Evaluator") -> None:
+        (case,) = engine.state.batch["case"]
         for name in former:
-            case_file(out, engine.state.batch["case"][0], name).unlink(missing_ok=True)
+            case_file(out, case, name).unlink(missing_ok=True)
+        if case not in prepared:
+            remove_prepared(out, case)
+
+    def bring_back(engine: "Evaluator") -> None:
+        from tissnet_components.raw.patients import write_native
+
+        case = engine.state.batch[0]["case"]
+        write_native(out, case, prepared[case])
 
     evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, remove_former)
+    if prepared:
+        evaluator.add_event_handler(IterationEvents.MODEL_COMPLETED, bring_back)  # after the results are written
     try:
         evaluator.run()
     except KeyboardInterrupt:

@@ -44,7 +44,7 @@ def test_turned_scans_are_brought_together_and_the_mask_back_to_each(tmp_path, m
     mask = nib.Nifti1Image((np.asarray(t1ce.dataobj) > 80).astype(np.uint8), t1ce.affine)
     for scan in prepared.scans:
         native = to_native(mask, scan) > 0
-        expected = inside(LESION, POSES[scan.contrast], scan.volume.affine, scan.volume.shape)
+        expected = inside(LESION, POSES[scan.contrast], scan.grid[1], scan.grid[0])
         assert 2 * (native & expected).sum() / (native.sum() + expected.sum()) > 0.85
         assert native.sum() * np.prod(GRIDS[scan.contrast]) / 1000 == pytest.approx(LESION_ML, rel=0.15)
     assert len({line.index("given") for line in table_of(prepared)[1:]}) == 1
@@ -74,7 +74,7 @@ def test_a_scan_of_half_the_brain_fails_with_its_share(tmp_path, monkeypatch):
 )
 def test_the_measure_that_fails_is_named(measures, covered, information, message):
     found = {"covered": covered, "information": information}
-    scan = RawScan("t2", head("t2", np.eye(4)), "B_t2.nii.gz", "given", np.eye(4), found)
+    scan = RawScan("t2", ((9, 9, 9), np.eye(4)), "B_t2.nii.gz", "given", np.eye(4), found)
     with pytest.raises(BadCase, match=message):
         room._check("anna", [scan], measures)
 
@@ -82,7 +82,7 @@ def test_the_measure_that_fails_is_named(measures, covered, information, message
 def test_labels_stay_apart_on_the_way_back():
     labels = np.zeros((20, 20, 20), np.uint8)
     labels[5:10, 5:15, 5:15], labels[10:15, 5:15, 5:15] = 1, 4
-    scan = RawScan("t2", nib.Nifti1Image(np.zeros((40, 40, 40)), np.diag([0.5, 0.5, 0.5, 1])), "", "", np.eye(4), {})
+    scan = RawScan("t2", ((40, 40, 40), np.diag([0.5, 0.5, 0.5, 1])), "", "", np.eye(4), {})
     native = to_native(nib.Nifti1Image(labels, np.eye(4)), scan)
     assert set(np.unique(native)) == {0, 1, 4}
     assert (native > 0).sum() / 8 == pytest.approx((labels > 0).sum(), rel=0.15)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tissnet_components.errors import UserError, in_one_sentence
 from tissnet_components.files import to_json, write_atomic
-from tissnet_components.raw.prepare_scans import CASE_FOLDER, Prepared, prepare_scans, to_native, write_marked
-from tissnet_components.results.files import case_file, refuse_foreign
+from tissnet_components.raw.prepare_scans import Prepared, prepare_scans, to_native, write_marked
+from tissnet_components.results.files import NATIVE, PREPARED, case_file, remove_prepared
 from tissnet_components.scans.choice import with_series
 from tissnet_components.scans.nifti import check_readable
 from tqdm import tqdm
@@ -56,10 +56,9 @@ def write_native(out: Path, case: str, prepared: Prepared) -> None:
         about = {"file": scan.told, "reason": scan.reason, **scan.measures}
         if mask is not None:
             native = to_native(mask, scan)
-            file = mask_file.with_name(f"{case}_seg_{scan.contrast}.nii.gz")
-            refuse_foreign(file)
-            write_marked(native, scan.volume.affine, file)
-            voxel_ml = abs(np.linalg.det(scan.volume.affine[:3, :3])) / 1000
+            affine = scan.grid[1]
+            write_marked(native, affine, case_file(out, case, NATIVE[scan.contrast]))
+            voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
             about["volume_ml"] = round(float((native > 0).sum() * voxel_ml), 4)
         told["scans"][scan.contrast] = about
     summary_file = case_file(out, case, "summary")
@@ -74,7 +73,8 @@ def _prepare(
         raise UserError(f"--raw takes a scan per contrast, not one file of all ({image}); give --{contrasts[0]} etc.")
     there = [name for name, scan in zip(contrasts, image, strict=True) if scan is not None]
     scans = with_series([scan for scan in image if scan is not None], there, series)
-    prepared = prepare_scans(case, dict(zip(there, scans, strict=True)), out / case / CASE_FOLDER, tqdm.write)
+    remove_prepared(out, case)
+    prepared = prepare_scans(case, dict(zip(there, scans, strict=True)), out / case / PREPARED, tqdm.write)
     for line in table_of(prepared):
         tqdm.write(f"  {line}")
     return prepared

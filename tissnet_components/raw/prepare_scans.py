@@ -28,15 +28,17 @@ COMMON_CENTRE = (119, 134, 73)  # where the centre of BraTS's brains lies, as in
 ATLAS_LARGER = (1.06, 1.07, 1.12)  # than the brains of BraTS, by these factors
 FITTING = {"information": 0.1, "covered": 0.95, "atlas": 0.8}
 GREY_LEVELS = 32
-CASE_FOLDER = "prepared"
 
 
 @dataclass(frozen=True)
 class RawScan:
-    """One scan as it came and why it was taken, where its points lie (common space to it, RAS mm), how well it fits."""
+    """One scan as it came and why it was taken, where its points lie (common space to it, RAS mm), how well it fits.
+
+    ``grid``: its shape, and its affine of 4x4.
+    """
 
     contrast: str
-    volume: nib.Nifti1Image
+    grid: tuple[tuple[int, ...], np.ndarray]
     told: str
     reason: str
     transform: np.ndarray
@@ -115,12 +117,11 @@ def to_native(mask: nib.Nifti1Pair, scan: RawScan) -> np.ndarray:
     """
     labels = np.asarray(mask.dataobj)
     place = scan.transform @ mask.affine
-    grid = scan.volume.shape, scan.volume.affine
-    most = whole = np.zeros(grid[0], np.float32)
-    native = np.zeros(grid[0], np.uint8)
+    most = whole = np.zeros(scan.grid[0], np.float32)
+    native = np.zeros(scan.grid[0], np.uint8)
     for label in np.unique(labels[labels > 0]):
         alone = nib.Nifti1Image((labels == label).astype(np.float32), place)
-        share = np.asarray(resample_from_to(alone, grid, order=1).dataobj)
+        share = np.asarray(resample_from_to(alone, scan.grid, order=1).dataobj)
         native[share > most] = label
         most, whole = np.maximum(most, share), whole + share
     native[whole <= 0.5] = 0
@@ -188,7 +189,7 @@ def _found(
             measures["information"] = round(_information_of(one, other), 4)
         given = scans[name]
         told, reason = (given.description or given.uid, given.reason) if isinstance(given, Series) else (given, "given")
-        found.append(RawScan(name, volume, str(told), reason, transforms[name], measures))
+        found.append(RawScan(name, (volume.shape, volume.affine), str(told), reason, transforms[name], measures))
     return found
 
 

@@ -8,16 +8,19 @@ from typing import Any
 
 import nibabel as nib
 from tissnet_components.errors import UserError
+from tissnet_components.scans.naming import MODALITIES
 from tissnet_components.scans.nifti import is_nifti
 
+NATIVE = {name: f"seg_{name}" for name in MODALITIES}  # masks on the grids of raw scans
 FILES = {  # what a case may leave in its folder, after its name
-    **{name: f"{name}.nii.gz" for name in ("seg", "synthetic", "error", "disagreement")},
+    **{name: f"{name}.nii.gz" for name in ("seg", *NATIVE.values(), "synthetic", "error", "disagreement")},
     "overview": "overview.png",
     "slice": "slice.npz",
     "summary": "summary.json",
     "dicom_seg": "seg.dcm",
     "view": "view.html",
 }
+PREPARED = "prepared"  # below a case's folder: what `--raw` made of its scans
 MARK = b"TISS-Net"  # in the header's description, of what may be replaced
 
 
@@ -33,6 +36,23 @@ def refuse_foreign(file: str | os.PathLike) -> None:
     """
     if os.path.exists(file) and is_nifti(os.path.basename(file)) and not is_result(file):
         raise UserError(f"{file} is there and is no result of TISS-Net; give another folder for the results")
+
+
+def prepared_scans(out: str | os.PathLike, case: str) -> dict[str, str]:
+    """Contrast -> the scan on the grid of the results, where `--raw` prepared it."""
+    files = {name: Path(out, case, PREPARED, f"{case}_{name}.nii.gz") for name in NATIVE}
+    return {name: str(file) for name, file in files.items() if file.is_file()}
+
+
+def remove_prepared(out: str | os.PathLike, case: str) -> None:
+    """Remove what `--raw` prepared in an earlier run, and nothing else that lies there."""
+    folder = Path(out, case, PREPARED)
+    for name in (*NATIVE, "brain"):
+        for file in (folder / f"{case}_{name}.nii.gz", folder / f"{case}_{name}.tfm"):
+            refuse_foreign(file)
+            file.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def is_result(file: str | os.PathLike) -> bool:

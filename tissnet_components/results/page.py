@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from tissnet_components.errors import FileMissing, PackageMissing, UserError
 from tissnet_components.files import write_atomic
-from tissnet_components.results.files import case_file
+from tissnet_components.results.files import case_file, prepared_scans
 from tissnet_components.scans.nifti import check_same_grid
 
 HERE = Path(__file__).parent
@@ -115,12 +115,15 @@ def write_page(
     """Write ``out/CASE/CASE_view.html`` about the results that lie there, and return its path.
 
     Args:
-        scans, modalities, series: the scans on whose grid they lie, as `LoadImageCased` takes them.
+        scans, modalities, series: the scans on whose grid they lie, as `LoadImageCased` takes them; by default those
+            that `segment --raw` prepared.
 
     Raises:
         ValueError: nothing to show, or scans that cannot be used or lie on another grid.
     """
     found, summary = _images(out, case), _summary(case_file(out, case, "summary"))
+    if not scans and (prepared := prepared_scans(out, case)):
+        scans, modalities, series = list(prepared.values()), list(prepared), {}
     volumes = [*(_scans(case, scans, modalities, series, found) if scans else ()), *_results(found, summary)]
     if not any(volume.kind == "image" for volume in volumes):
         raise UserError(
