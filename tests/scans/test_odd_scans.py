@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from odd_input import EXTREMES, REAL_TYPES, inputs, names, odd_headers, refusal, tried, with_header, write
-from test_segment import orientations, tiny_bundle, write_scans
+from test_segment import ORIENTATIONS, tiny_bundle, write_scans
 from tissnet_components.segment import segment
 
 
@@ -60,7 +60,7 @@ def test_the_same_scan_in_another_form_gives_the_same_mask(amount, bundle, scan,
     assert all(0 < mask.mean() < 0.5 for mask in expected.values())
     slopes = st.sampled_from((0, 1, 0.5, 3e-5, 7e7, np.nan))
 
-    codes, types = st.sampled_from(orientations()), st.sampled_from(REAL_TYPES)
+    codes, types = st.sampled_from(ORIENTATIONS), st.sampled_from(REAL_TYPES)
 
     @inputs(amount, st.sampled_from(sorted(scans)), codes, types, st.booleans(), slopes)
     def same(kind, code, dtype, big_endian, slope):
