@@ -1,11 +1,13 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import save_all, slices_of
 from raw.heads import PARTS, head, inside, rigid
 from tissnet_components.errors import BadCase
 from tissnet_components.raw import prepare_scans as room
 from tissnet_components.raw.patients import prepare_patients, table_of
 from tissnet_components.raw.prepare_scans import RawScan, prepare_scans, to_native
+from tissnet_components.scans.choice import choose_series
 from tissnet_components.scans.nifti import check_readable
 
 LESION = 4
@@ -31,11 +33,19 @@ def written(folder, contrast, pose, spacing=(4, 4, 4)):
     return file
 
 
+def as_dicom(folder, contrast, pose, spacing):
+    volume = head(contrast, pose, spacing, stripped=True)
+    positive = nib.Nifti1Image(np.clip(np.asarray(volume.dataobj), 0, None), volume.affine)
+    save_all(slices_of(positive, description="head"), folder)
+    return choose_series(folder, contrast)
+
+
 def test_turned_scans_are_brought_together_and_the_mask_back_to_each(tmp_path, monkeypatch):
     from_t1ce = np.linalg.inv(POSES["t1ce"])
     found = iter([POSES["t1"] @ from_t1ce, POSES["t2"] @ from_t1ce, POSES["t1"] @ rigid(shift_mm=(0, 0, 35))])
     monkeypatch.setattr(room, "register", lambda fixed, moving: next(found))
-    scans = {name: written(tmp_path, name, POSES[name], GRIDS[name]) for name in POSES}
+    scans = {name: written(tmp_path, name, POSES[name], GRIDS[name]) for name in ("t1", "t2")}
+    scans["t1ce"] = as_dicom(tmp_path / "study", "t1ce", POSES["t1ce"], GRIDS["t1ce"])
     lines = []
     prepared = prepare_scans("anna", scans, tmp_path / "prepared", lines.append)
     assert prepared.reference == "t1ce"
@@ -47,7 +57,9 @@ def test_turned_scans_are_brought_together_and_the_mask_back_to_each(tmp_path, m
         expected = inside(LESION, POSES[scan.contrast], scan.grid[1], scan.grid[0])
         assert 2 * (native & expected).sum() / (native.sum() + expected.sum()) > 0.85
         assert native.sum() * np.prod(GRIDS[scan.contrast]) / 1000 == pytest.approx(LESION_ML, rel=0.15)
-    assert len({line.index("given") for line in table_of(prepared)[1:]}) == 1
+    rows = table_of(prepared)[1:]
+    assert "only one there" in rows[-1]
+    assert len({row.index("100%") for row in rows}) == 1
 
 
 def test_a_scan_of_half_the_brain_fails_with_its_share(tmp_path, monkeypatch):
