@@ -6,7 +6,7 @@ from raw.heads import PARTS, head, inside, rigid
 from tissnet_components.errors import BadCase
 from tissnet_components.raw import prepare_scans as room
 from tissnet_components.raw.patients import prepare_patients, table_of
-from tissnet_components.raw.prepare_scans import RawScan, prepare_scans, to_native
+from tissnet_components.raw.prepare_scans import RawScan, prepare_scans, to_common, to_native
 from tissnet_components.scans.choice import choose_series
 from tissnet_components.scans.nifti import check_readable
 
@@ -89,6 +89,15 @@ def test_the_measure_that_fails_is_named(measures, covered, information, message
     scan = RawScan("t2", ((9, 9, 9), np.eye(4)), "B_t2.nii.gz", "given", np.eye(4), found)
     with pytest.raises(BadCase, match=message):
         room._check("anna", [scan], measures)
+
+
+def test_the_rim_of_a_stripped_brain_is_as_bright_as_its_inside():
+    brain = np.zeros((30, 30, 20), np.float32)
+    brain[8:22, 8:22, 6:14] = 100
+    affine = np.array([[8, 0, 0, -119], [0, 8, 0, -119], [0, 0, 8, -79], [0, 0, 0, 1.0]])
+    common = np.asarray(to_common(nib.Nifti1Image(brain, affine), rigid((7, 5, 3), (1, 2, 3))).dataobj)
+    np.testing.assert_allclose(np.unique(common.round(2)), [0, 100])
+    assert (common > 0).sum() * 64 == pytest.approx((brain > 0).sum() * 512, rel=0.1)
 
 
 def test_labels_stay_apart_on_the_way_back():

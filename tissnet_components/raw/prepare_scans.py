@@ -104,10 +104,17 @@ def common_affine() -> np.ndarray:
 
 
 def to_common(volume: nib.Nifti1Image, transform: np.ndarray) -> nib.Nifti1Image:
-    """The volume on the common grid, by one linear interpolation; 0 outside its field of view."""
-    array = np.asarray(volume.dataobj, dtype=np.float32)
-    there = moved(nib.Nifti1Image(array, volume.affine), transform)
-    return resample_from_to(there, (COMMON_SHAPE, common_affine()), order=1)
+    """The volume on the common grid, by one linear interpolation; 0 outside its field of view.
+
+    At the rim of a stripped brain or of the field of view the zeros beside a voxel do not darken it.
+    """
+    array, common = np.asarray(volume.dataobj, dtype=np.float32), (COMMON_SHAPE, common_affine())
+    there, share = (
+        np.asarray(resample_from_to(moved(nib.Nifti1Image(part, volume.affine), transform), common, order=1).dataobj)
+        for part in (array, (array != 0).astype(np.float32))
+    )
+    filled = np.divide(there, share, out=np.zeros_like(there), where=share > 0.5)
+    return nib.Nifti1Image(filled, common_affine())
 
 
 def to_native(mask: nib.Nifti1Pair, scan: RawScan) -> np.ndarray:
