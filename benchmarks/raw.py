@@ -120,16 +120,20 @@ def _unprepared(scans: dict[str, Path], folder: Path, rng: np.random.Generator) 
 
 
 def _thick(volume: nib.Nifti1Image, shape: np.ndarray, affine: np.ndarray, spacing: tuple) -> nib.Nifti1Image:
-    """On a grid, each voxel the mean along its thickest axis."""
+    """On a grid, each voxel the mean of the brain along its thickest axis: as stripped after the scan, not before."""
     axis = int(np.argmax(spacing))
     parts = int(np.ceil(spacing[axis]))
     fine_shape, fine = shape.copy(), affine.copy()
     fine_shape[axis] *= parts
     fine[:3, axis] /= parts
     fine[:3, 3] -= fine[:3, axis] * (parts - 1) / 2
-    array = np.asarray(resample_from_to(volume, (tuple(fine_shape), fine), order=1).dataobj)
     split = [*shape[: axis + 1], parts, *shape[axis + 1 :]]
-    return nib.Nifti1Image(array.reshape(split).mean(axis + 1).astype(np.float32), affine)
+    brain = nib.Nifti1Image((np.asarray(volume.dataobj) != 0).astype(np.float32), volume.affine)
+    mean, share = (
+        np.asarray(resample_from_to(image, (tuple(fine_shape), fine), order=1).dataobj).reshape(split).mean(axis + 1)
+        for image in (volume, brain)
+    )
+    return nib.Nifti1Image(np.divide(mean, share, out=np.zeros_like(mean), where=share > 0.5), affine)
 
 
 def _dice(label: nib.Nifti1Image, mask: nib.Nifti1Image) -> float:
