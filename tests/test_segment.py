@@ -22,10 +22,11 @@ from tissnet_components import __main__ as command_line
 from tissnet_components import weights
 from tissnet_components.errors import user_error
 from tissnet_components.inference import CascadeInferer
+from tissnet_components.patients import find_patients
 from tissnet_components.raw import patients
 from tissnet_components.raw.prepare_scans import Prepared, RawScan
 from tissnet_components.scans.dicom import find_series
-from tissnet_components.segment import find_patients, segment
+from tissnet_components.segment import segment
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SOURCES = ("t1", "t1ce", "t2")

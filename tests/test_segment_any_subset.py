@@ -12,9 +12,10 @@ import torch
 from bundle_copies import any_subset_weights
 from cohort import write_case
 from dicom_files import save_all, slices_of
+from tissnet_components.patients import find_patients
 from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.scans.cases import find_scans
-from tissnet_components.segment import find_patients, segment
+from tissnet_components.segment import segment
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
 CONTRASTS = ["t1", "t1ce", "t2", "flair"]

@@ -1,30 +1,26 @@
 """Segment one patient or many with a bundle, for people who know no MONAI."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tissnet_components.errors import FileMissing, UserError, report_failed
-from tissnet_components.files import user_path
+from tissnet_components.patients import find_patients, placed
 from tissnet_components.results.dicom_seg import import_highdicom
 from tissnet_components.results.files import (
     FILES,
     NATIVE,
     case_file,
     is_finished,
-    is_result,
     prepared_scans,
     refuse_foreign,
     remove_prepared,
 )
 from tissnet_components.results.page import write_index, write_page
-from tissnet_components.scans.choice import contrasts_below
-from tissnet_components.scans.dicom import holds_dicom
-from tissnet_components.scans.naming import case_of, check_case_name, scans_below, tells_contrast
-from tissnet_components.scans.nifti import nifti_files, read_ahead
-from tissnet_components.scans.table import read_table
+from tissnet_components.scans.naming import case_of, check_case_name
+from tissnet_components.scans.nifti import read_ahead
 from tissnet_components.shards import shard_of
 from tissnet_components.start import import_monai
 
@@ -219,76 +215,6 @@ def _write_pages(
     return failed
 
 
-def find_patients(
-    cases: str | Path, modalities: Sequence[str], out: str | Path, known: Sequence[str] = ()
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The patients of a CSV file, of a folder of NIfTI files named as in BraTS, or of DICOM folders; none is opened.
-
-    Args:
-        out: a folder in which no scans are looked for, since results go there.
-        known: contrasts of which a patient may have any subset, if there are weights for that.
-
-    Returns:
-        entries of ``case``, the name; ``any_subset``, whether the patient has others of the known contrasts than the
-        modalities; and ``image``, the scans of the modalities, or else of all that are known, in their order, None for
-        what is absent; and what was passed over, file -> reason. Relative paths in a CSV start at its folder.
-
-    Raises:
-        ValueError: nothing found, a column or cell missing, a name used twice or not fit for a folder.
-    """
-    cases = Path(cases)
-    patients, passed_over = (
-        _in_folder(cases, modalities, Path(out), known) if cases.is_dir() else (_in_table(cases, modalities, known), {})
-    )
-    patients = [patient | _placed(patient["image"], modalities, known) for patient in patients]
-    names = [check_case_name(patient["case"], cases) for patient in patients]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{cases} names the case {twice[0]} more than once; give each its own name")
-    return patients, passed_over
-
-
-def _placed(scans: Mapping[str, str | None], modalities: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    """The scans in the order of the weights that take them: the bundle's own, if it is these, or any subset's."""
-    any_subset = bool(known) and {name for name, scan in scans.items() if scan} != set(modalities)
-    return {"any_subset": any_subset, "image": [scans.get(name) for name in (known if any_subset else modalities)]}
-
-
-def _in_folder(
-    folder: Path, modalities: Sequence[str], out: Path, known: Sequence[str]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    names = known or modalities
-    named = [
-        case | {"image": dict(zip(names, case["image"], strict=True))}
-        for case in scans_below(folder, names, any_subset=bool(known))
-    ]
-    taken = {Path(scan) for case in named for scan in case["image"].values() if scan}
-    patients = list(_dicom_patients(folder, taken, out))
-    if not named and not patients:
-        wanted = ", ".join(f"CASE_{name}.nii.gz" for name in modalities)
-        raise UserError(
-            f"{folder} holds no scans named like {wanted} and no folders; rename them, or list them in a CSV"
-        )
-    reason = (
-        f"its name tells no contrast; name it CASE_{modalities[0]}.nii.gz, list it in a CSV, or give --skip-unmatched"
-    )
-    apart = [{"case": patient.name, "image": _dicom_folders(patient, modalities, known)} for patient in patients]
-    unnamed = [file for file in nifti_files(folder) if not tells_contrast(file) and not is_result(file)]
-    return [*named, *apart], {str(file.relative_to(folder)): reason for file in unnamed}
-
-
-def _dicom_patients(folder: Path, taken: Collection[Path], out: Path) -> Iterator[Path]:
-    """The folders of DICOM patients, at any depth beside those of the scans taken; without any, all folders."""
-    for child in sorted(folder.iterdir()):
-        if not child.is_dir() or child.name.startswith(".") or realpath(child) == realpath(out):
-            continue
-        below = [scan for scan in taken if child in scan.parents]
-        if not below and (not taken or holds_dicom(child)):
-            yield child
-        elif below and not any(scan.parent == child for scan in below):
-            yield from _dicom_patients(child, taken, out)
-
-
 def _tell(cases: Path, patients: list[dict[str, Any]], passed_over: Mapping[str, str]) -> None:
     """What was found, and what was passed over."""
     folders = sum(os.path.isdir(_scans(patient)[0]) for patient in patients)
@@ -297,32 +223,6 @@ def _tell(cases: Path, patients: list[dict[str, Any]], passed_over: Mapping[str,
     print(f"{cases}: {len(patients)} cases, {of_them}; {len(passed_over)} files passed over")
     for file, reason in passed_over.items():
         print(f"  {file}: {reason}")
-
-
-def _dicom_folders(patient: Path, modalities: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """A folder per modality where they are named so, else the patient's for each; those that are there, of any."""
-    apart = [name for name in known or modalities if (patient / name).is_dir()]
-    if apart:
-        return {name: str(patient / name) for name in (apart if known else modalities)}
-    there = contrasts_below(patient).intersection(known) if known else set()
-    return {name: str(patient) for name in there or modalities}
-
-
-def _in_table(path: Path, modalities: Sequence[str], known: Sequence[str]) -> list[dict[str, Any]]:
-    columns = ["case", *(() if known else modalities)]
-    rows, folder = read_table(path, columns), path.absolute().parent
-    if not rows:
-        raise UserError(f"{path} names no case; give a folder or a CSV with {','.join(['case', *modalities])}")
-    for row in rows:
-        empty = [name for name in columns if not row[name]]
-        if known and not any(map(row.get, known)):
-            empty.append(", ".join(known[:-1]) + f" or {known[-1]}")
-        if empty:
-            raise UserError(f"{path}, line {row['line']}: no {empty[0]}; fill it in or leave the case out")
-    return [
-        {"case": row["case"], "image": {n: str(folder / user_path(row[n])) for n in known or modalities if row.get(n)}}
-        for row in rows
-    ]
 
 
 def _of_any_subset(bundle: Path, weights: Path | None) -> "ConfigParser | None":
@@ -339,7 +239,7 @@ def _one_patient(
         patient: dict[str, Any] = {"any_subset": False, "image": given["image"]}
     else:
         _check_given(given, modalities, known, bundle)
-        patient = _placed(given, modalities, known)
+        patient = placed(given, modalities, known)
     first = case_of(Path(_scans(patient)[0]).absolute())
     return {"case": check_case_name(str(case or first), "--case"), **patient}  # Fire makes 7 of a patient called 7
 
