@@ -4,7 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
@@ -41,8 +41,12 @@ def find_command(name: str) -> Callable:
 
 
 def _is_here(name: str) -> bool:
-    """Whether this copy of the package has the command: a bundle's zip leaves rooms out."""
-    return find_spec(f"{__package__}.{COMMANDS[name][0].split('.')[0]}") is not None
+    """Whether this copy of the package has the command: a bundle's zip leaves rooms out.
+
+    Only this copy's folder is asked: an editable install beside it would answer with rooms of its own.
+    """
+    room = COMMANDS[name][0].split(".")[0]
+    return PathFinder.find_spec(f"{__package__}.{room}", [str(Path(__file__).parent)]) is not None
 
 
 def print_commands() -> None:
