@@ -87,7 +87,7 @@ def harm(file: Path, kind: str, how) -> None:
             del item[kind]
         if how is not None:
             item.add(element(kind, how))
-        with contextlib.suppress(ValueError, TypeError):  # what pydicom does not write stays cut
+        with contextlib.suppress(ValueError, TypeError, NotImplementedError):  # what pydicom cannot write stays cut
             item.save_as(file)
 
 
