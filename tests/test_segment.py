@@ -25,7 +25,7 @@ from tissnet_components.inference import CascadeInferer
 from tissnet_components.patients import find_patients
 from tissnet_components.raw import patients
 from tissnet_components.raw.prepare_scans import Prepared, RawScan
-from tissnet_components.scans.dicom import find_series
+from tissnet_components.scans.dicom import Series, find_series, read_series
 from tissnet_components.segment import segment
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -817,10 +817,13 @@ def shifted(monkeypatch) -> np.ndarray:
     def prepare_scans(case, given, folder, tell):
         folder.mkdir(parents=True)
         files = {name: folder / f"{case}_{name}.nii.gz" for name in given}
-        for name, file in given.items():
-            patients.write_marked(voxels(file), nib.load(file).affine, files[name])
-        grids = {name: (nib.load(file).shape, shift @ nib.load(file).affine) for name, file in given.items()}
-        found = [RawScan(name, grids[name], file, "given", shift, {"covered": 1.0}) for name, file in given.items()]
+        found = []
+        for name, scan in given.items():
+            volume = read_series(scan) if isinstance(scan, Series) else nib.load(scan)
+            pose = np.eye(4) if isinstance(scan, Series) else shift
+            patients.write_marked(np.asarray(volume.dataobj), volume.affine, files[name])
+            grid, slices = (volume.shape, pose @ volume.affine), getattr(scan, "files", ())
+            found.append(RawScan(name, grid, str(scan), "given", pose, {"covered": 1.0}, slices))
         return Prepared(files, tuple(found), "t1ce", {"brain_ml": 1400.0})
 
     monkeypatch.setattr(patients, "prepare_scans", prepare_scans)
@@ -836,6 +839,23 @@ def test_a_raw_patient_gets_a_mask_on_the_grid_of_every_scan(bundle, scans, tmp_
         np.testing.assert_allclose(native.affine, shifted @ common.affine, atol=1e-4)
         np.testing.assert_array_equal(np.asarray(native.dataobj), np.asarray(common.dataobj))
         assert summary["raw"]["scans"][name]["volume_ml"] == pytest.approx(summary["volume_ml"], rel=1e-4)
+
+
+def test_a_raw_scan_from_a_dicom_folder_gets_its_mask_as_dicom_seg_too(bundle, scans, tmp_path, shifted, times_loaded):
+    folder = write_dicom(scans["t2"], tmp_path / "t2")
+    options = {**scans, "t2": folder, "out": tmp_path / "out", "case": "anna", "outputs": "seg", "device": "cpu"}
+    segment(str(bundle), **options, raw=True, dicom_seg=True)
+    assert {file for file in files_below(tmp_path / "out/anna") if file.endswith(".dcm")} == {"anna_seg_t2.dcm"}
+    seg = highdicom.seg.segread(tmp_path / "out/anna/anna_seg_t2.dcm")
+    assert seg.FrameOfReferenceUID == pydicom.dcmread(next(Path(folder).iterdir())).FrameOfReferenceUID
+    mask = nib.load(tmp_path / "out/anna/anna_seg_t2.nii.gz")
+    volume = seg.get_volume(combine_segments=True)
+    assert volume.array.sum() == np.asarray(mask.dataobj).sum() > 0
+    spot = np.diag([-1, -1, 1, 1]) @ volume.affine @ [*np.argwhere(volume.array).mean(0), 1]
+    np.testing.assert_allclose(spot, mask.affine @ [*np.argwhere(np.asarray(mask.dataobj)).mean(0), 1], atol=1e-2)
+    (tmp_path / "out/anna/anna_seg_t2.dcm").unlink()
+    segment(str(bundle), **options, raw=True, dicom_seg=True, resume=True)
+    assert len(times_loaded) == 2 and (tmp_path / "out/anna/anna_seg_t2.dcm").is_file()
 
 
 def test_what_raw_left_is_resumed_shown_and_goes_when_the_mask_is_replaced(
@@ -857,4 +877,6 @@ def test_what_raw_left_is_resumed_shown_and_goes_when_the_mask_is_replaced(
 
 def test_raw_is_refused_where_it_means_nothing(bundle, vs_bundle, scans, tmp_path):
     assert "takes scans as the scanner gave them" in refused(vs_bundle, t2=scans["t2"], out=tmp_path, raw=True)
-    assert "leave one out" in refused(bundle, **scans, out=tmp_path, raw=True, dicom_seg=True)
+    options = {"out": tmp_path, "raw": True, "dicom_seg": True}
+    assert "no folder; leave it out" in refused(bundle, **scans, **options)
+    assert "made from the mask" in refused(bundle, **{**scans, "t2": tmp_path}, **options, outputs="error")

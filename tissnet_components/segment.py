@@ -12,6 +12,7 @@ from tissnet_components.results.dicom_seg import import_highdicom
 from tissnet_components.results.files import (
     FILES,
     NATIVE,
+    NATIVE_DICOM,
     case_file,
     is_finished,
     prepared_scans,
@@ -32,7 +33,12 @@ if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
 
 OUT = Path()
 ANY_SUBSET = "any_missing"  # weights of this name take any subset of the contrasts
-UP_TO_DATE = ("summary", "view", *NATIVE.values())  # what tells of the mask, and goes when that is replaced
+UP_TO_DATE = (
+    "summary",
+    "view",
+    *NATIVE.values(),
+    *NATIVE_DICOM.values(),
+)  # what tells of the mask, and goes when that is replaced
 MAPS = ("seg", "synthetic", "error", "disagreement", "overview")
 
 
@@ -100,7 +106,8 @@ def segment(
         t1ce_series: likewise for contrast-enhanced T1.
         t2_series: likewise for T2.
         flair_series: likewise for FLAIR.
-        dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder.
+        dicom_seg: write the mask as DICOM SEG too (_seg.dcm); the first scan is then a DICOM folder. With --raw, one
+            for every scan that is a DICOM folder (_seg_t1.dcm and so on).
         html: write a page per case too (_view.html), to look at scans and results, and for many cases index.html,
             which lists them, the worst first.
         overwrite: replace results that are there already.
@@ -151,14 +158,16 @@ def segment(
     patients = shard_of(patients, shard)
     if consensus and (own.get("any_subset") or any(patient["any_subset"] for patient in patients)):
         raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
-    outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg else [])]
+    outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg and not raw else [])]
     if raw:
-        _check_raw(own, bundle, dicom_seg)
+        _check_raw(own, bundle, outputs, dicom_seg)
     if dicom_seg:
-        _check_dicom(patients)
+        _check_dicom(patients, raw)
     wanted = {patient["case"]: outputs for patient in patients}
     if raw and "seg" in outputs:
-        wanted = {p["case"]: [*outputs, *_native(p, known if p["any_subset"] else modalities)] for p in patients}
+        wanted = {
+            p["case"]: [*outputs, *_native(p, known if p["any_subset"] else modalities, dicom_seg)] for p in patients
+        }
     todo = _to_do(patients, out, wanted, overwrite, resume)
     given_series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
     series = {modality: name for modality, name in given_series.items() if name}
@@ -167,7 +176,9 @@ def segment(
     if raw:
         from tissnet_components.raw.patients import prepare_patients
 
-        prepared, failed = prepare_patients(todo, modalities, known, series, out)
+        prepared, failed = prepare_patients(
+            todo, modalities, known, series, out, _dicom_terms(own) if dicom_seg else None
+        )
         todo, series = [patient for patient in todo if patient["case"] in prepared], {}
     settings = {
         "output_dir": str(out),
@@ -184,7 +195,7 @@ def segment(
         theirs = [patient for patient in todo if parser is (any_subset if patient["any_subset"] else own)]
         if parser and theirs:
             parser.update({key: value for key, value in settings.items() if value is not None})
-            failed |= _run(parser, theirs, out, list(FILES) if overwrite else UP_TO_DATE, prepared)
+            failed |= _run(parser, theirs, out, list(FILES) if overwrite else UP_TO_DATE, prepared, dicom_seg)
     if html:
         unseen = [p for p in patients if p in todo or not os.path.exists(case_file(out, p["case"], "view"))]
         there = [patient for patient in unseen if patient["case"] not in failed]
@@ -276,25 +287,34 @@ def _listed(values: Any) -> list:
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 
-def _check_dicom(patients: list[dict[str, Any]]) -> None:
-    """Refuse what a DICOM SEG cannot refer to, before anything is run."""
+def _check_dicom(patients: list[dict[str, Any]], raw: bool) -> None:
+    """Refuse what a DICOM SEG cannot refer to, before anything is run; of raw scans, any may be the one."""
     import_highdicom()
     for patient in patients:
-        scan = _scans(patient)[0]
-        if not os.path.isdir(scan):
-            raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scan} is no folder; leave it out")
+        scans = _scans(patient)
+        if not any(map(os.path.isdir, scans if raw else scans[:1])):
+            raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scans[0]} is no folder; leave it out")
 
 
-def _check_raw(parser: "ConfigParser", bundle: Path, dicom_seg: bool) -> None:
+def _check_raw(parser: "ConfigParser", bundle: Path, outputs: Sequence[str], dicom_seg: bool) -> None:
     if "force" not in parser:  # which only a bundle has that wants prepared scans
         raise UserError(f"{bundle} takes scans as the scanner gave them; leave out --raw")
-    if dicom_seg:
-        raise UserError("--dicom_seg refers to the scan that was segmented, which --raw resamples; leave one out")
+    if dicom_seg and "seg" not in outputs:
+        raise UserError("--dicom_seg with --raw is made from the mask; give --outputs seg too, or leave it out")
 
 
-def _native(patient: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _dicom_terms(parser: "ConfigParser") -> dict[str, Any]:
+    """What a DICOM SEG tells of a bundle and its regions."""
+    from tissnet_components.results.maps import dicom_terms
+
+    return dicom_terms(*(parser.get_parsed_content(name) for name in ("dicom_segment", "bundle_root", "regions")))
+
+
+def _native(patient: Mapping[str, Any], names: Sequence[str], dicom_seg: bool) -> list[str]:
     """The masks that `--raw` gives a patient, one for each scan."""
-    return [NATIVE[name] for name, scan in zip(names, _listed(patient["image"]), strict=False) if scan]
+    scans = {name: scan for name, scan in zip(names, _listed(patient["image"]), strict=False) if scan}
+    dicom = [NATIVE_DICOM[name] for name, scan in scans.items() if dicom_seg and os.path.isdir(scan)]
+    return [*(NATIVE[name] for name in scans), *dicom]
 
 
 def _available(device: str) -> "torch.device":
@@ -378,12 +398,14 @@ def _run(
     out: Path,
     former: Iterable[str],
     prepared: Mapping[str, "Prepared"],
+    dicom_seg: bool,
 ) -> dict[str, str]:
     """What `inferring` of the bundle does, of these cases. Returns the reasons of those that failed.
 
     Args:
         former: of these kinds, the files of a case from an earlier run are removed before new ones are written.
         prepared: case -> its raw scans, which get the mask too.
+        dicom_seg: those among them that are DICOM series also get it as DICOM SEG.
     """
     from monai.engines import IterationEvents
 
@@ -403,10 +425,11 @@ def _run(
         from tissnet_components.raw.patients import write_native
 
         case = engine.state.batch[0]["case"]
-        write_native(out, case, prepared[case])
+        write_native(out, case, prepared[case], terms)
 
     evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, remove_former)
     if prepared:
+        terms = _dicom_terms(parser) if dicom_seg else None
         evaluator.add_event_handler(IterationEvents.MODEL_COMPLETED, bring_back)  # after the results are written
     try:
         evaluator.run()

@@ -9,8 +9,10 @@ import numpy as np
 from tissnet_components.errors import UserError, in_one_sentence
 from tissnet_components.files import to_json, write_atomic
 from tissnet_components.raw.prepare_scans import Prepared, prepare_scans, to_native, write_marked
-from tissnet_components.results.files import NATIVE, PREPARED, case_file, remove_prepared
+from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
+from tissnet_components.results.files import NATIVE, NATIVE_DICOM, PREPARED, case_file, remove_prepared
 from tissnet_components.scans.choice import with_series
+from tissnet_components.scans.dicom import Series
 from tissnet_components.scans.nifti import check_readable
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ def prepare_patients(
     known: Sequence[str],
     series: Mapping[str, str],
     out: Path,
+    dicom_seg: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Prepared], dict[str, str]]:
     """Prepare raw scans, one patient after the other; a bad one is told and left as it is.
 
@@ -30,6 +33,7 @@ def prepare_patients(
             lacks.
         series: contrast -> the DICOM series to take, where the user says so.
         out: the folder of the results; prepared scans go to ``CASE/prepared``.
+        dicom_seg: what a DICOM SEG tells, see `dicom_terms`; a series to which none can refer is then a failure.
 
     Returns:
         case -> what was prepared, and case -> reason of the failed.
@@ -38,7 +42,7 @@ def prepare_patients(
     for patient in patients:
         case, names = patient["case"], known if patient["any_subset"] else modalities
         try:
-            prepared[case] = _prepare(case, patient["image"], names, series, out)
+            prepared[case] = _prepare(case, patient["image"], names, series, out, dicom_seg)
         except Exception as error:  # whatever it is, the other patients go on
             failed[case] = in_one_sentence(error)
             continue
@@ -47,8 +51,12 @@ def prepare_patients(
     return prepared, failed
 
 
-def write_native(out: Path, case: str, prepared: Prepared) -> None:
-    """Write the mask on every scan's own grid, ``CASE_seg_t1.nii.gz`` and so on, and tell the summary of the scans."""
+def write_native(out: Path, case: str, prepared: Prepared, dicom_seg: Mapping[str, Any] | None = None) -> None:
+    """Write the mask on every scan's own grid, ``CASE_seg_t1.nii.gz`` and so on, and tell the summary of the scans.
+
+    Args:
+        dicom_seg: what a DICOM SEG tells, see `dicom_terms`; every DICOM series then gets one, ``CASE_seg_t1.dcm``.
+    """
     told: dict[str, Any] = {"reference": prepared.reference, **prepared.measures, "scans": {}}
     mask_file = case_file(out, case, "seg")
     mask = check_readable(mask_file) if mask_file.is_file() else None
@@ -58,6 +66,9 @@ def write_native(out: Path, case: str, prepared: Prepared) -> None:
             native = to_native(mask, scan)
             affine = scan.grid[1]
             write_marked(native, affine, case_file(out, case, NATIVE[scan.contrast]))
+            if dicom_seg and scan.dicom_files:
+                dicom_file = case_file(out, case, NATIVE_DICOM[scan.contrast])
+                write_dicom_seg(native, affine, scan.dicom_files, dicom_file, **dicom_seg)
             voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
             about["volume_ml"] = round(float((native > 0).sum() * voxel_ml), 4)
         told["scans"][scan.contrast] = about
@@ -67,12 +78,20 @@ def write_native(out: Path, case: str, prepared: Prepared) -> None:
 
 
 def _prepare(
-    case: str, image: str | Sequence[str | None], contrasts: Sequence[str], series: Mapping[str, str], out: Path
+    case: str,
+    image: str | Sequence[str | None],
+    contrasts: Sequence[str],
+    series: Mapping[str, str],
+    out: Path,
+    dicom_seg: Mapping[str, Any] | None,
 ) -> Prepared:
     if isinstance(image, str):
         raise UserError(f"--raw takes a scan per contrast, not one file of all ({image}); give --{contrasts[0]} etc.")
     there = [name for name, scan in zip(contrasts, image, strict=True) if scan is not None]
     scans = with_series([scan for scan in image if scan is not None], there, series)
+    for scan in scans:
+        if dicom_seg and isinstance(scan, Series) and (doubts := check_dicom_seg(scan.files, **dicom_seg)):
+            tqdm.write(f"{case}: {doubts}")
     remove_prepared(out, case)
     prepared = prepare_scans(case, dict(zip(there, scans, strict=True)), out / case / PREPARED, tqdm.write)
     for line in table_of(prepared):

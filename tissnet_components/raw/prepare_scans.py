@@ -34,7 +34,7 @@ GREY_LEVELS = 32
 class RawScan:
     """One scan as it came and why it was taken, where its points lie (common space to it, RAS mm), how well it fits.
 
-    ``grid``: its shape, and its affine of 4x4.
+    ``grid``: its shape, and its affine of 4x4. ``dicom_files``: its slices, if it is a DICOM series.
     """
 
     contrast: str
@@ -43,6 +43,7 @@ class RawScan:
     reason: str
     transform: np.ndarray
     measures: Mapping[str, float]
+    dicom_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,12 @@ def _found(
             one, other = (np.asarray(common[which].dataobj)[mask] for which in (seen, name))
             measures["information"] = round(_information_of(one, other), 4)
         given = scans[name]
-        told, reason = (given.description or given.uid, given.reason) if isinstance(given, Series) else (given, "given")
-        found.append(RawScan(name, (volume.shape, volume.affine), str(told), reason, transforms[name], measures))
+        told, reason, files = (
+            (given.description or given.uid, given.reason, given.files)
+            if isinstance(given, Series)
+            else (given, "given", ())
+        )
+        found.append(RawScan(name, (volume.shape, volume.affine), str(told), reason, transforms[name], measures, files))
     return found
 
 

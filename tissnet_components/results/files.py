@@ -12,12 +12,14 @@ from tissnet_components.scans.naming import MODALITIES
 from tissnet_components.scans.nifti import is_nifti
 
 NATIVE = {name: f"seg_{name}" for name in MODALITIES}  # masks on the grids of raw scans
+NATIVE_DICOM = {name: f"dicom_seg_{name}" for name in MODALITIES}  # of those that are DICOM series
 FILES = {  # what a case may leave in its folder, after its name
     **{name: f"{name}.nii.gz" for name in ("seg", *NATIVE.values(), "synthetic", "error", "disagreement")},
     "overview": "overview.png",
     "slice": "slice.npz",
     "summary": "summary.json",
     "dicom_seg": "seg.dcm",
+    **{NATIVE_DICOM[name]: f"seg_{name}.dcm" for name in MODALITIES},
     "view": "view.html",
 }
 PREPARED = "prepared"  # below a case's folder: what `--raw` made of its scans
