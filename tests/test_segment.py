@@ -831,7 +831,7 @@ def shifted(monkeypatch) -> np.ndarray:
 
 
 def test_a_raw_patient_gets_a_mask_on_the_grid_of_every_scan(bundle, scans, tmp_path, shifted):
-    segment(str(bundle), **scans, out=tmp_path, case="anna", outputs=["seg"], device="cpu", raw=True)
+    segment(str(bundle), **scans, out=tmp_path, case="anna", outputs=["seg"], device="cpu", raw=True, bids=True)
     common = nib.load(tmp_path / "anna/anna_seg.nii.gz")
     summary = json.loads((tmp_path / "anna/anna_summary.json").read_text())
     for name in SOURCES:
@@ -839,6 +839,9 @@ def test_a_raw_patient_gets_a_mask_on_the_grid_of_every_scan(bundle, scans, tmp_
         np.testing.assert_allclose(native.affine, shifted @ common.affine, atol=1e-4)
         np.testing.assert_array_equal(np.asarray(native.dataobj), np.asarray(common.dataobj))
         assert summary["raw"]["scans"][name]["volume_ml"] == pytest.approx(summary["volume_ml"], rel=1e-4)
+    spaces = ("T1w", "T1wGd", "T2w", "common")
+    filed = {f"sub-anna_space-{space}_dseg.{end}" for space in spaces for end in ("nii.gz", "json")}
+    assert files_below(tmp_path / "derivatives/tissnet/sub-anna/anat") == filed
 
 
 def test_a_raw_scan_from_a_dicom_folder_gets_its_mask_as_dicom_seg_too(bundle, scans, tmp_path, shifted, times_loaded):
@@ -879,4 +882,4 @@ def test_raw_is_refused_where_it_means_nothing(bundle, vs_bundle, scans, tmp_pat
     assert "takes scans as the scanner gave them" in refused(vs_bundle, t2=scans["t2"], out=tmp_path, raw=True)
     options = {"out": tmp_path, "raw": True, "dicom_seg": True}
     assert "no folder; leave it out" in refused(bundle, **scans, **options)
-    assert "made from the mask" in refused(bundle, **{**scans, "t2": tmp_path}, **options, outputs="error")
+    assert "add seg to --outputs" in refused(bundle, **{**scans, "t2": tmp_path}, **options, outputs="error")

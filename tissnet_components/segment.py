@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tissnet_components.errors import FileMissing, UserError, report_failed
 from tissnet_components.patients import find_patients, placed
+from tissnet_components.results.bids import check_bids, write_bids
 from tissnet_components.results.dicom_seg import import_highdicom
 from tissnet_components.results.files import (
     FILES,
@@ -70,6 +71,7 @@ def segment(
     skip_unmatched: bool = False,
     shard: str | None = None,
     raw: bool = False,
+    bids: bool = False,
 ) -> None:
     """Segment the tumor of one patient, or of many, and synthesise the contrast that is missing.
 
@@ -129,6 +131,7 @@ def segment(
             any time and on any machine, do every patient once.
         raw: scans of glioma as the scanner gave them: registers them, strips the skull, and also writes the mask on
             every scan's own grid (_seg_t1.nii.gz and so on). Needs the extra raw.
+        bids: file the masks also as BIDS derivatives, below OUT/derivatives/tissnet.
 
     Raises:
         ValueError: a scan that the bundle needs is missing or cannot be used, or an option cannot be followed.
@@ -160,9 +163,13 @@ def segment(
         raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg and not raw else [])]
     if raw:
-        _check_raw(own, bundle, outputs, dicom_seg)
+        _check_raw(own, bundle)
     if dicom_seg:
         _check_dicom(patients, raw)
+    if bids:
+        check_bids([patient["case"] for patient in patients])
+    if "seg" not in outputs and (bids or (raw and dicom_seg)):
+        raise UserError(f"--{'bids' if bids else 'dicom_seg with --raw'} files the mask; add seg to --outputs")
     wanted = {patient["case"]: outputs for patient in patients}
     if raw and "seg" in outputs:
         wanted = {
@@ -177,7 +184,7 @@ def segment(
         from tissnet_components.raw.patients import prepare_patients
 
         prepared, failed = prepare_patients(
-            todo, modalities, known, series, out, _dicom_terms(own) if dicom_seg else None
+            todo, modalities, known, series, out, _mask_terms(own) if dicom_seg else None
         )
         todo, series = [patient for patient in todo if patient["case"] in prepared], {}
     settings = {
@@ -196,12 +203,16 @@ def segment(
         if parser and theirs:
             parser.update({key: value for key, value in settings.items() if value is not None})
             failed |= _run(parser, theirs, out, list(FILES) if overwrite else UP_TO_DATE, prepared, dicom_seg)
+    if bids:
+        for patient in patients:
+            if patient["case"] not in failed:
+                _write_bids(out, patient["case"], any_subset if any_subset and patient["any_subset"] else own)
     if html:
         unseen = [p for p in patients if p in todo or not os.path.exists(case_file(out, p["case"], "view"))]
         there = [patient for patient in unseen if patient["case"] not in failed]
         failed |= _write_pages(there, out, modalities, known, series)
-        if cases and len(failed) < len(patients):
-            write_index(out)
+        if cases:
+            write_index(out, failed)
     print(f"results in {out if cases else out / patients[0]['case']}")
     if failed and not cases:
         raise UserError(failed[patients[0]["case"]])
@@ -296,18 +307,23 @@ def _check_dicom(patients: list[dict[str, Any]], raw: bool) -> None:
             raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scans[0]} is no folder; leave it out")
 
 
-def _check_raw(parser: "ConfigParser", bundle: Path, outputs: Sequence[str], dicom_seg: bool) -> None:
+def _check_raw(parser: "ConfigParser", bundle: Path) -> None:
     if "force" not in parser:  # which only a bundle has that wants prepared scans
         raise UserError(f"{bundle} takes scans as the scanner gave them; leave out --raw")
-    if dicom_seg and "seg" not in outputs:
-        raise UserError("--dicom_seg with --raw is made from the mask; give --outputs seg too, or leave it out")
 
 
-def _dicom_terms(parser: "ConfigParser") -> dict[str, Any]:
-    """What a DICOM SEG tells of a bundle and its regions."""
-    from tissnet_components.results.maps import dicom_terms
+def _mask_terms(parser: "ConfigParser") -> dict[str, Any]:
+    """What a bundle's mask shows, and what made it."""
+    from tissnet_components.results.maps import mask_terms
 
-    return dicom_terms(*(parser.get_parsed_content(name) for name in ("dicom_segment", "bundle_root", "regions")))
+    return mask_terms(*(parser.get_parsed_content(name) for name in ("dicom_segment", "bundle_root", "regions")))
+
+
+def _write_bids(out: Path, case: str, parser: "ConfigParser") -> None:
+    from tissnet_components.regions import label_names  # which imports PyTorch
+
+    terms = _mask_terms(parser)
+    write_bids(out, case, label_names(terms["regions"]), terms["algorithm"], terms["version"])
 
 
 def _native(patient: Mapping[str, Any], names: Sequence[str], dicom_seg: bool) -> list[str]:
@@ -429,7 +445,7 @@ def _run(
 
     evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, remove_former)
     if prepared:
-        terms = _dicom_terms(parser) if dicom_seg else None
+        terms = _mask_terms(parser) if dicom_seg else None
         evaluator.add_event_handler(IterationEvents.MODEL_COMPLETED, bring_back)  # after the results are written
     try:
         evaluator.run()

@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -148,6 +149,17 @@ def test_the_cases_are_listed_the_worst_first_each_with_its_picture_and_page(tmp
     assert re.findall(r"<h2>(?:<a .*?>)?(\w+)", text) == ["carl", "anna", "bert"]
     assert '<a href="bert/bert_view.html">bert</a>' in text and '<img src="anna/anna_overview.png"' in text
     assert "3 cases, 1 with flags" in text and "no voxel is tumor" in text
+
+
+def test_a_case_that_failed_leads_the_list_with_its_reason_and_stays_there_when_the_list_is_looked_at(tmp_path):
+    for case in ("anna", "bert"):
+        write_results(tmp_path, case)
+    write_index(tmp_path, {"bert": "bert: the scan shows 40% of the <brain>"})
+    text = Path(view(tmp_path, browser=False)).read_text()
+    assert re.findall(r"<h2>(?:<a .*?>)?(\w+)", text) == ["bert", "anna"]
+    assert "1 case, 0 with flags, 1 failed" in text and "shows 40% of the &lt;brain&gt;" in text
+    os.utime(tmp_path / "bert" / "bert_summary.json", (2e9, 2e9))
+    assert "failed" not in Path(view(tmp_path, browser=False)).read_text()
 
 
 def test_view_opens_what_is_there_and_makes_the_rest(tmp_path, monkeypatch):

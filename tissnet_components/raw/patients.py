@@ -33,7 +33,7 @@ def prepare_patients(
             lacks.
         series: contrast -> the DICOM series to take, where the user says so.
         out: the folder of the results; prepared scans go to ``CASE/prepared``.
-        dicom_seg: what a DICOM SEG tells, see `dicom_terms`; a series to which none can refer is then a failure.
+        dicom_seg: what a DICOM SEG tells, see `mask_terms`; a series to which none can refer is then a failure.
 
     Returns:
         case -> what was prepared, and case -> reason of the failed.
@@ -55,7 +55,7 @@ def write_native(out: Path, case: str, prepared: Prepared, dicom_seg: Mapping[st
     """Write the mask on every scan's own grid, ``CASE_seg_t1.nii.gz`` and so on, and tell the summary of the scans.
 
     Args:
-        dicom_seg: what a DICOM SEG tells, see `dicom_terms`; every DICOM series then gets one, ``CASE_seg_t1.dcm``.
+        dicom_seg: what a DICOM SEG tells, see `mask_terms`; every DICOM series then gets one, ``CASE_seg_t1.dcm``.
     """
     told: dict[str, Any] = {"reference": prepared.reference, **prepared.measures, "scans": {}}
     mask_file = case_file(out, case, "seg")

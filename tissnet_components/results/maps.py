@@ -146,7 +146,7 @@ class CheckDicomSegd(MapTransform):
         self, keys: KeysCollection, segment: Mapping[str, str], bundle_root: str, regions: Sequence[str] = (WHOLE,)
     ) -> None:
         super().__init__(keys)
-        self.terms = dicom_terms(segment, bundle_root, regions)
+        self.terms = mask_terms(segment, bundle_root, regions)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         source = data[self.keys[0]].meta
@@ -178,7 +178,7 @@ class SaveImageDicomSegd(SaveImaged):
         regions: Sequence[str] = (WHOLE,),
     ) -> None:
         super().__init__(keys, output_dir=output_dir)
-        self.output_dir, self.terms = output_dir, dicom_terms(segment, bundle_root, regions)
+        self.output_dir, self.terms = output_dir, mask_terms(segment, bundle_root, regions)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         mask, source = data[self.keys[0]], data["image"].meta
@@ -187,7 +187,7 @@ class SaveImageDicomSegd(SaveImaged):
         return data
 
 
-def dicom_terms(segment: Mapping[str, str], bundle_root: str, regions: Sequence[str]) -> dict[str, Any]:
-    """What a DICOM SEG tells of the segments and of the algorithm."""
+def mask_terms(segment: Mapping[str, str], bundle_root: str, regions: Sequence[str]) -> dict[str, Any]:
+    """What a mask shows, and what made it, as DICOM SEG and BIDS tell."""
     metadata = json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     return {"segment": segment, "algorithm": metadata["name"], "version": metadata["version"], "regions": regions}

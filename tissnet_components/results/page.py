@@ -74,7 +74,10 @@ def view(
     if not _images(folder.parent, folder.name):
         if scans:
             raise UserError(f"{results} is not the folder of one case; leave out --{min(scans)}, or give OUT/CASE")
-        page = write_index(folder)
+        page = folder / "index.html"
+        newest = max((file.stat().st_mtime for file in folder.glob("*/*_summary.json")), default=0)
+        if not page.is_file() or page.stat().st_mtime < newest:
+            write_index(folder)
     else:
         page = case_file(folder.parent, folder.name, "view")
         if scans or not page.is_file():
@@ -147,16 +150,21 @@ def write_page(
     return write_atomic(case_file(out, case, "view"), page.encode(errors="replace"))
 
 
-def write_index(out: Path) -> Path:
+def write_index(out: Path, failed: Mapping[str, str] | None = None) -> Path:
     """Write ``out/index.html``, which lists the cases that have a summary, the worst first, and return its path.
 
     The worst have the most flags, then the lowest agreement of the network's two answers.
 
+    Args:
+        failed: case -> reason; these come first, and what they left is not shown.
+
     Raises:
-        ValueError: no case has one.
+        ValueError: no case has a summary, and none failed.
     """
-    summaries = [_summary(file) for file in sorted(out.glob("*/*_summary.json"))]
-    if not summaries:
+    failed = failed or {}
+    found = [_summary(file) for file in sorted(out.glob("*/*_summary.json"))]
+    summaries = [summary for summary in found if summary["case"] not in failed]
+    if not summaries and not failed:
         raise FileMissing(
             f"{out} holds no results; give the folder that segment wrote to (its --out), or one case in it"
         )
@@ -169,7 +177,8 @@ def write_index(out: Path) -> Path:
                 "picture": _link(out, summary["case"], "overview"),
             }
             for summary in _worst_first(summaries)
-        ]
+        ],
+        failed=failed,
     )
     return write_atomic(out / "index.html", page.encode(errors="replace"))
 
