@@ -40,8 +40,9 @@ class AtomicNiftiWriter(NibabelWriter):
 
     @classmethod
     def create_backend_obj(cls, data_array: Any, *args: Any, **kwargs: Any) -> nib.Nifti1Image:
-        slices_last = np.asfortranarray(data_array)  # as in the file: nibabel takes six times as long to turn slices
-        image = super().create_backend_obj(slices_last, *args, **kwargs)
+        image = super().create_backend_obj(data_array, *args, **kwargs)
+        slices_last = np.asfortranarray(image.dataobj)  # as in the file: nibabel takes six times as long to turn slices
+        image = nib.Nifti1Image(slices_last, image.affine, image.header)
         image.header["descrip"] = MARK
         return image
 
