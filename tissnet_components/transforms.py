@@ -25,6 +25,7 @@ from monai.transforms import (
     SpatialPadd,
     Transform,
 )
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from tissnet_components.errors import UserError
 from tissnet_components.moved import forwarding
 from tissnet_components.regions import TumorToIndicesd
@@ -50,14 +51,18 @@ class NormalizeBrain(Transform):
         self.lower, self.upper = lower, upper
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        normalized = torch.full(image.shape, -1.0)
         with ThreadPoolExecutor() as pool:  # sorting runs without Python's lock
-            return torch.stack(list(pool.map(self._normalize, image)))
+            list(pool.map(self._normalize, convert_to_tensor(image, track_meta=False), normalized))
+        return convert_to_dst_type(normalized, image, dtype=torch.float32)[0]
 
-    def _normalize(self, channel: torch.Tensor) -> torch.Tensor:
-        brain = torch.from_numpy(find_brain(channel.cpu().numpy())).to(channel.device)
-        low, high = np.percentile(channel[brain].cpu().numpy(), [self.lower, self.upper]) if brain.any() else (0, 0)
-        scaled = (channel.clamp(low, high) - low) / (high - low or 1) * 2 - 1
-        return torch.where(brain, scaled, torch.full_like(scaled, -1.0))
+    def _normalize(self, channel: torch.Tensor, normalized: torch.Tensor) -> None:
+        voxels = channel.cpu().numpy()
+        brain = find_brain(voxels)
+        values = torch.from_numpy(voxels[brain])
+        low, high = np.percentile(values, [self.lower, self.upper]) if len(values) else (0, 0)
+        scaled = (values.clamp(low, high) - low) / (high - low or 1) * 2 - 1
+        normalized.masked_scatter_(torch.from_numpy(brain), scaled)
 
 
 class NormalizeBraind(MapTransform):
