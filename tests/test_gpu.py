@@ -36,7 +36,7 @@ def test_a_gpu_finds_what_a_cpu_finds(precision):
 def test_sampling_where_it_is_not_zero_is_pytorchs_on_a_gpu_too():
     volume = torch.zeros(1, 2, 9, 9, 9, device="cuda")
     volume[:, :, 3:6, 2:7, 4:8] = 1
-    grid = torch.nn.functional.affine_grid(torch.eye(3, 4, device="cuda")[None], [1, 2, 17, 13, 15], align_corners=True)
+    theta, size = torch.eye(3, 4, device="cuda")[None], [1, 2, 17, 13, 15]
     settings = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
-    sampled = torch.nn.functional.grid_sample(volume, grid, **settings)
-    torch.testing.assert_close(sample_where_not_zero(volume, grid, **settings), sampled)
+    sampled = torch.nn.functional.grid_sample(volume, torch.nn.functional.affine_grid(theta, size, True), **settings)
+    torch.testing.assert_close(sample_where_not_zero(volume, (theta, size), **settings), sampled)

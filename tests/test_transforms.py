@@ -425,7 +425,8 @@ def test_where_all_is_zero_nothing_is_sampled_and_the_rest_is_bit_by_bit_pytorch
     part = (slice(None), slice(None), *[slice(*sides)] * 3)
     volume[part] = torch.rand_like(volume[part])
     oblique = torch.tensor([[[1.1, 0.05, 0, 0.1], [0, -0.9, 0.1, 0], [0.02, 0, 1.3, -0.2]]])
-    grid = torch.nn.functional.affine_grid(oblique, [1, 2, 17, 13, 15], align_corners=align_corners)
+    size = [1, 2, 17, 13, 15]
+    grid = torch.nn.functional.affine_grid(oblique, size, align_corners=align_corners)
     settings = {"mode": "bilinear", "padding_mode": padding, "align_corners": align_corners}
     sampled = torch.nn.functional.grid_sample(volume, grid, **settings)
-    assert torch.equal(sample_where_not_zero(volume, grid, **settings), sampled)
+    assert torch.equal(sample_where_not_zero(volume, (oblique, size), **settings), sampled)

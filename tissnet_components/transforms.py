@@ -33,7 +33,8 @@ from tissnet_components.scans.brain import find_brain
 from tissnet_components.scans.datalist import cases_with
 from torch import nn
 
-GRID_SAMPLE = nn.functional.grid_sample
+AFFINE_GRID, GRID_SAMPLE = nn.functional.affine_grid, nn.functional.grid_sample
+SLAB = 8  # planes: their grid fits a processor's cache
 
 
 class NormalizeBrain(Transform):
@@ -344,25 +345,49 @@ def match_brightness(
 
 
 def sample_where_not_zero(
-    input: torch.Tensor, grid: torch.Tensor, mode: str, padding_mode: str, align_corners: bool
+    input: torch.Tensor, grid: tuple[torch.Tensor, Sequence[int]], mode: str, padding_mode: str, align_corners: bool
 ) -> torch.Tensor:
     """PyTorch's ``grid_sample`` of one volume, bit by bit, computed only where it can be other than 0, in all threads.
 
-    What was cut to the brain is 0 around it; and of one volume, PyTorch on a CPU uses one thread.
+    What was cut to the brain is 0 around it; and of one volume, PyTorch on a CPU uses one thread. The grid is made slab
+    by slab, and the result in single precision, in which MONAI returns it: touching memory costs more than sampling.
+
+    Args:
+        grid: what PyTorch's ``affine_grid`` makes one of: the matrix, (1, 3, 4), and the size of the result.
 
     Shapes:
-        input: (1, C, X, Y, Z); grid: (1, X', Y', Z', 3), an affine one; returns: (1, C, X', Y', Z').
+        input: (1, C, X, Y, Z); returns: (1, C, X', Y', Z') float32.
     """
+    theta, size = grid
+    ticks = [_ticks(theta, length, align_corners) for length in size[2:]]
     box = [_extent(input[0].ne(0).any(0), axis) for axis in range(3)]
-    inside = tuple(_reaching(grid[0], axis, box, input.shape[2:], align_corners) for axis in range(3))
-    result = input.new_zeros(1, input.shape[1], *grid.shape[1:4])
-    parts = [part for part in grid[0][inside].tensor_split(torch.get_num_threads()) if part.numel()]
-    if padding_mode == "reflection" or not parts:
-        return GRID_SAMPLE(input, grid, mode, padding_mode, align_corners)
-    with ThreadPoolExecutor() as pool:
-        sampled = pool.map(lambda part: GRID_SAMPLE(input, part[None], mode, padding_mode, align_corners), parts)
-        result[(slice(None), slice(None), *inside)] = torch.cat(list(sampled), 2)
+    inside = [_reaching(theta, ticks, axis, box, input.shape[2:], align_corners) for axis in range(3)]
+    if padding_mode == "reflection":
+        inside = [(0, length) for length in size[2:]]
+    result = input.new_zeros(tuple(size), dtype=torch.float32)
+    _, y, z = (slice(*ends) for ends in inside)
+
+    def sample(start: int) -> None:
+        x = slice(start, min(start + SLAB, inside[0][1]))
+        places = _places(theta, ticks[0][x], ticks[1][y], ticks[2][z])
+        if places.numel():
+            result[:, :, x, y, z] = GRID_SAMPLE(input, places[None], mode, padding_mode, align_corners)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(sample, range(*inside[0], SLAB)))
     return result
+
+
+def _ticks(theta: torch.Tensor, length: int, align_corners: bool) -> torch.Tensor:
+    """Where PyTorch's ``affine_grid`` puts the voxels along an axis, between -1 and 1, before theta moves them."""
+    return AFFINE_GRID(torch.eye(3, 4).to(theta)[None], [1, 1, length, 2, 2], align_corners)[0, :, 0, 0, 2]
+
+
+def _places(theta: torch.Tensor, *ticks: torch.Tensor) -> torch.Tensor:
+    """A part of PyTorch's ``affine_grid``, (X', Y', Z', 3), bit by bit."""
+    x, y, z = torch.meshgrid(*ticks, indexing="ij")
+    base = torch.stack([z, y, x, torch.ones_like(x)], -1)
+    return base.reshape(1, -1, 4).bmm(theta.transpose(1, 2)).reshape(*x.shape, 3)
 
 
 def _extent(mask: torch.Tensor, axis: int) -> tuple[int, int]:
@@ -372,18 +397,27 @@ def _extent(mask: torch.Tensor, axis: int) -> tuple[int, int]:
 
 
 def _reaching(
-    grid: torch.Tensor, axis: int, box: Sequence[tuple[int, int]], lengths: Sequence[int], align_corners: bool
-) -> slice:
-    """The planes across an axis of an affine grid that come near a box of the input; a plane's corners tell."""
-    ends = [slice(None, None, max(length - 1, 1)) for length in grid.shape[:3]]
-    ends[axis] = slice(None)
-    corners = grid[tuple(ends)].movedim(axis, 0).flatten(1, 2).flip(-1) + 1  # 0 to 2 from one end to the other
-    start, stop = torch.tensor(box, device=grid.device).T
-    length = torch.tensor(lengths, device=grid.device)
+    theta: torch.Tensor,
+    ticks: Sequence[torch.Tensor],
+    axis: int,
+    box: Sequence[tuple[int, int]],
+    lengths: Sequence[int],
+    align_corners: bool,
+) -> tuple[int, int]:
+    """From where to where planes across an axis of an affine grid come near a box of the input; their corners tell."""
+    ends = [ticks[other] if other == axis else ticks[other][[0, -1]] for other in range(3)]
+    corners = _places(theta, *ends).movedim(axis, 0).flatten(1, 2).flip(-1) + 1  # 0 to 2 from one end to the other
+    start, stop = torch.tensor(box, device=theta.device).T
+    length = torch.tensor(lengths, device=theta.device)
     places = corners * (length - 1) / 2 if align_corners else (corners * length - 1) / 2
     behind = (places.amax(1) > start - 1.5) | (start == 0)  # beyond an end, the outermost voxels may count
     before = (places.amin(1) < stop + 0.5) | (stop == length)
-    return slice(*_extent((behind & before).all(1), 0))
+    return _extent((behind & before).all(1), 0)
+
+
+def _later(theta: torch.Tensor, size: Sequence[int], align_corners: bool) -> tuple[torch.Tensor, Sequence[int]]:
+    """In place of PyTorch's ``affine_grid``, for `sample_where_not_zero`."""
+    return theta, size
 
 
 class InvertTogetherd(MapTransform):
@@ -416,10 +450,10 @@ class InvertTogetherd(MapTransform):
             name: self.background.get(name, 0) for name in self.key_iterator(data)
         }  # MONAI's Invertd fills with 0
         together = torch.cat([data[name] - value for name, value in beyond.items()])
-        with patch.object(nn.functional, "grid_sample", sample_where_not_zero):
+        with patch.multiple(nn.functional, affine_grid=_later, grid_sample=sample_where_not_zero):
             inverted = self.invert({**data, "together": together})["together"]
-        restored = inverted.split([len(data[name]) for name in beyond])
-        return {**data, **{name: one + beyond[name] for name, one in zip(beyond, restored, strict=True)}}
+        restored = zip(beyond.items(), inverted.split([len(data[name]) for name in beyond]), strict=True)
+        return {**data, **{name: one + value if value else one for (name, value), one in restored}}
 
 
 __getattr__ = forwarding(__name__)
