@@ -76,16 +76,16 @@ def test_a_scan_of_half_the_brain_fails_with_its_share(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("measures", "covered", "information", "message"),
+    ("measures", "covered", "fit", "message"),
     [
-        ({"brain_ml": 700.0, "atlas": 0.9}, 1, 1, "700 ml, expected 900 to 2000 ml"),
-        ({"brain_ml": 1400.0, "atlas": 0.5}, 1, 1, "Dice of 0.50 with the atlas's, expected 0.8"),
-        ({"brain_ml": 1400.0, "atlas": 0.9}, 1, 0.01, "B_t2.nii.gz shares 0.01 nats"),
+        ({"brain_ml": 700.0, "atlas": 0.9}, 1, 3, "700 ml, expected 900 to 2000 ml"),
+        ({"brain_ml": 1400.0, "atlas": 0.5}, 1, 3, "Dice of 0.50 with the atlas's, expected 0.8"),
+        ({"brain_ml": 1400.0, "atlas": 0.9}, 1, 1.7, "B_t2.nii.gz tells 1.7 times as much"),
     ],
     ids=["small", "elsewhere", "strange"],
 )
-def test_the_measure_that_fails_is_named(measures, covered, information, message):
-    found = {"covered": covered, "information": information}
+def test_the_measure_that_fails_is_named(measures, covered, fit, message):
+    found = {"covered": covered, "fit": fit}
     scan = RawScan("t2", ((9, 9, 9), np.eye(4)), "B_t2.nii.gz", "given", np.eye(4), found)
     with pytest.raises(BadCase, match=message):
         room._check("anna", [scan], measures)

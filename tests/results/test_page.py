@@ -206,7 +206,7 @@ def test_a_report_links_to_the_pages_that_are_there(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
-def test_in_a_browser_the_page_shows_the_mask_and_a_click_takes_it_away(tmp_path):
+def test_in_a_browser_a_click_takes_the_mask_away_the_wheel_moves_the_slice_and_images_blink(tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here to click with")
     write_results(tmp_path, "anna")
     scan = write_case(tmp_path / "scans", shape=SHAPE, affine=AFFINE)["image"][0]
@@ -230,6 +230,14 @@ def test_in_a_browser_the_page_shows_the_mask_and_a_click_takes_it_away(tmp_path
         shown = tab.locator("figure:visible figcaption").all_inner_texts()
         tab.wait_for_timeout(500)
         without_mask = green(tab).sum()
+        box = tab.locator("figure:visible canvas").bounding_box()
+        tab.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+        tab.mouse.wheel(0, 100)
+        tab.wait_for_function("place => document.querySelector('#where').innerText !== place", arg=moved)
+        tab.click("text=blink")
+        captions = "[...document.querySelectorAll('figure')].find(f => f.checkVisibility()).innerText"
+        for other in ("synthetic", "T1", "synthetic"):
+            tab.wait_for_function(f"{captions}.startsWith('{other}')")
         browser.close()
     assert errors == []
     assert min(with_mask) > 5, "each plane goes through the tumor"

@@ -101,16 +101,16 @@ def _prepare(
 
 def table_of(prepared: Prepared) -> list[str]:
     """What was taken for which contrast, why, and how well it fits, a line each."""
-    rows = [("contrast", "scan", "why", "brain shown", "shared with the brain's scan")]
+    rows = [("contrast", "scan", "why", "brain shown", "fit to the brain's scan")]
     for scan in prepared.scans:
-        shared = scan.measures.get("information")
+        fit = scan.measures.get("fit")
         rows.append(
             (
                 scan.contrast,
                 scan.told,
                 scan.reason,
                 f"{scan.measures['covered']:.0%}",
-                "it is" if shared is None else f"{shared:.2f} nats",
+                "it is" if fit is None else f"{fit:.1f}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -6,6 +6,7 @@ Every voxel is interpolated once: a scan's own grid is reached from the common o
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 from tissnet_components.errors import BadCase, PackageMissing
 from tissnet_components.files import atomic_write
-from tissnet_components.raw.register import moved, register, write_transform
+from tissnet_components.raw.register import coarsened, moved, register, write_transform
 from tissnet_components.raw.strip import BEST_FIRST, brain_mask_of
 from tissnet_components.results.files import MARK
 from tissnet_components.scans.dicom import LPS_TO_RAS, Series, read_series
@@ -26,8 +27,9 @@ from tissnet_components.scans.plausible import BRAIN_ML
 COMMON_SHAPE = (240, 240, 155)  # of BraTS, 1 mm, axes to left, posterior and superior
 COMMON_CENTRE = (119, 134, 73)  # where the centre of BraTS's brains lies, as in `phantom`, which no zip has
 ATLAS_LARGER = (1.06, 1.07, 1.12)  # than the brains of BraTS, by these factors
-FITTING = {"information": 0.1, "covered": 0.95, "atlas": 0.8}
+FITTING = {"fit": 2.35, "covered": 0.95, "atlas": 0.8}  # docs/why/raw.md
 GREY_LEVELS = 32
+COMPARED_MM, BESIDE_MM = 3.0, 9.0  # the grid on which `fit_of` looks, and how far beside
 
 
 @dataclass(frozen=True)
@@ -193,8 +195,7 @@ def _found(
         inside = ((places > -0.5) & (places < np.array(volume.shape) - 0.5)).all(1)
         measures = {"covered": round(float(inside.mean()), 4)}
         if name != seen:
-            one, other = (np.asarray(common[which].dataobj)[mask] for which in (seen, name))
-            measures["information"] = round(_information_of(one, other), 4)
+            measures["fit"] = round(fit_of(*(masked(common[which], mask) for which in (seen, name))), 4)
         given = scans[name]
         told, reason, files = (
             (given.description or given.uid, given.reason, given.files)
@@ -205,8 +206,33 @@ def _found(
     return found
 
 
+def masked(volume: nib.Nifti1Image, mask: np.ndarray) -> nib.Nifti1Image:
+    """The volume, 0 outside the mask."""
+    return nib.Nifti1Image(np.asarray(volume.dataobj, dtype=np.float32) * mask, volume.affine)
+
+
+def fit_of(one: nib.Nifti1Image, other: nib.Nifti1Image) -> float:
+    """How many times more two brains tell about each other where they lie than a little beside it.
+
+    The folds of one brain match at one place alone, whatever the contrasts; those of two brains nowhere, so that a few
+    millimetres hardly matter. The mean is taken over both directions along every axis.
+    """
+    coarse = [coarsened(volume, COMPARED_MM) for volume in (one, other)]
+    first, second = (np.asarray(volume.dataobj) for volume in coarse)
+    both = (first > 0) & (second > 0)
+    steps = np.rint(BESIDE_MM / voxel_sizes(coarse[0].affine)).astype(int)
+    beside = []
+    for axis, step in product(range(3), (-1, 1)):
+        there = np.roll(second, step * steps[axis], axis)
+        overlap = both & np.roll(both, step * steps[axis], axis)
+        beside.append(_information_of(first[overlap], there[overlap]))
+    return _information_of(first[both], second[both]) / max(float(np.mean(beside)), 1e-6)
+
+
 def _information_of(one: np.ndarray, other: np.ndarray) -> float:
     """Mutual information of grey values, in nats, from their joint histogram."""
+    if not one.size:
+        return 0.0
     first, second = (np.clip(values, *np.percentile(values, (1, 99))) for values in (one, other))
     joint, _, _ = np.histogram2d(first, second, bins=GREY_LEVELS)
     joint /= joint.sum()
@@ -242,8 +268,8 @@ def _check(case: str, scans: list[RawScan], measures: Mapping[str, float]) -> No
                 f"{scan.told} shows {scan.measures['covered']:.0%} of the brain, expected {FITTING['covered']:.0%} or "
                 f"more; give a scan of the whole brain"
             )
-        if scan.measures.get("information", 1) < FITTING["information"]:
+        if scan.measures.get("fit", np.inf) < FITTING["fit"]:
             raise BadCase(
-                f"{scan.told} shares {scan.measures['information']:.2f} nats of information with the other scans, "
-                f"expected {FITTING['information']} or more; is it of this patient?"
+                f"{scan.told} tells {scan.measures['fit']:.1f} times as much about the scan of the brain as a little "
+                f"beside its place, expected {FITTING['fit']} or more; is it of this patient, and sharp?"
             )
