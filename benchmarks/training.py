@@ -37,7 +37,7 @@ class Engine:
     non_blocking = False
 
     def __init__(self, device: torch.device) -> None:
-        self.state = type("State", (), {"device": device, "output": None})()
+        self.state = type("State", (), {"device": device, "output": None, "iteration": 0})()
 
     def fire_event(self, event: object) -> None:
         """Nothing listens."""
@@ -51,7 +51,12 @@ def build(variant: str, **settings: object) -> Callable[[], dict]:
     parser.update(CPU | VARIANTS[variant] | settings)
     update, batch = parser.get_parsed_content("train::update"), random_batch(parser["patch_size"])
     engine = Engine(parser.get_parsed_content("device"))
-    return lambda: {"loss": float(update(engine, batch)["loss"])}
+
+    def iterate() -> dict:
+        engine.state.iteration += 1
+        return {"loss": float(update(engine, batch)["loss"])}
+
+    return iterate
 
 
 def random_batch(patch_size: list[int]) -> dict[str, MetaTensor]:

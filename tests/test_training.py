@@ -113,6 +113,23 @@ def test_the_discriminators_step_first(update, batch):
     assert steps == ["discriminators", "network", "discriminators", "network"]
 
 
+def test_the_discriminators_may_step_in_every_second_iteration_alone(update, batch):
+    steps = []
+    update.discriminator_interval = 2
+    update.network.optimizer.register_step_post_hook(lambda *_: steps.append("network"))
+    update.discriminators.optimizer.register_step_post_hook(lambda *_: steps.append("discriminators"))
+    outputs = train(update, batch, iterations=3)
+    assert steps == ["discriminators", "network", "network", "discriminators", "network"]
+    told = [{"global_discriminator", "tumor_discriminator"} & set(losses_of(output)) for output in outputs]
+    assert list(map(len, told)) == [2, 0, 2]
+    assert all({*TERMS, "loss"} <= set(losses_of(output)) for output in outputs)
+
+
+def test_an_interval_below_one_is_refused(network):
+    with pytest.raises(ValueError, match="discriminator_interval is 0; give a number of iterations from 1"):
+        AdversarialUpdate(Player(network, None, None), None, discriminator_interval=0)
+
+
 def test_the_discriminators_see_detached_maps(update, batch):
     seen = []
     update.discriminators.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -73,9 +73,10 @@ class AdversarialUpdate:
             the last checkpoint stays good; or ``skip`` the step, keep the statistics of batch norm, and go on.
             Gradients that overflow float16 are the scalers' matter.
         checkpointing: less memory, more time, the same numbers: see `checkpoint_levels`.
+        discriminator_interval: in every so many iterations the discriminators step; in the paper's, in each.
 
     Raises:
-        ValueError: another ``on_non_finite``.
+        ValueError: another ``on_non_finite``, or no interval.
         FloatingPointError: from an iteration, names the cases: it was to stop, or ten batches in a row were skipped.
 
     The output, one dict per iteration: ``image``, ``label``, ``target``, every loss term, ``loss``, and every map in
@@ -90,9 +91,13 @@ class AdversarialUpdate:
         discriminators: Player | None = None,
         on_non_finite: str = "stop",
         checkpointing: bool = False,
+        discriminator_interval: int = 1,
     ) -> None:
         if on_non_finite not in ON_NON_FINITE:
             raise UserError(f"on_non_finite is {on_non_finite!r}; choose one of {', '.join(ON_NON_FINITE)}")
+        if discriminator_interval < 1:
+            raise UserError(f"discriminator_interval is {discriminator_interval}; give a number of iterations from 1")
+        self.discriminator_interval = discriminator_interval
         self.on_non_finite, self.skipped = on_non_finite, 0
         self.network, self.discriminators, self.inferer = network, discriminators, inferer
         self.players = [player for player in (network, discriminators) if player is not None]
@@ -107,15 +112,19 @@ class AdversarialUpdate:
         statistics = [(buffer, buffer.clone()) for buffer in self._buffers()] if self.on_non_finite == "skip" else []
         maps = self.inferer(batch.source, self.network.module)
         batch = (batch.of_subset(maps) if "source" in maps else batch).of_all_processes()
+        stepping = self.players
+        if (engine.state.iteration - 1) % self.discriminator_interval:
+            stepping = [self.network]
         try:
-            losses = {**self.update_discriminators(maps, batch), **self.update_network(maps, batch)}
+            losses = self.update_discriminators(maps, batch) if self.discriminators in stepping else {}
+            losses |= self.update_network(maps, batch)
             self.skipped = 0
         except FloatingPointError as error:
             self._stop_or_skip(error, batchdata)
             losses = {}
             for buffer, value in statistics:
                 buffer.copy_(value)
-        counts = [player.loss.counts(batch) for player in self.players] if losses else []
+        counts = [player.loss.counts(batch) for player in stepping] if losses else []
         engine.state.samples = {term: count for part in counts for term, count in part.items()}
         maps, losses = ({name: value.detach() for name, value in values.items()} for values in (maps, losses))
         losses = mean_over_processes(losses)

@@ -22,6 +22,7 @@ TINY = {
     "learning_rate": 0.01,
     "averaging": 0.5,
     "tumor_paste": 0.5,
+    "discriminator_interval": 2,
     "device": torch.device("cpu"),
 }
 
