@@ -10,6 +10,7 @@ from tissnet_components.raw.prepare_scans import RawScan, prepare_scans, to_comm
 from tissnet_components.scans.choice import choose_series
 from tissnet_components.scans.nifti import check_readable
 
+REAL_ATLAS = room.atlas_brain
 LESION = 4
 LESION_ML = 4 / 3 * np.pi * np.prod(PARTS[LESION][1]) / 1000
 POSES = {"t1": rigid((5, 0, 15), (10, 0, 5)), "t1ce": rigid((-8, 6, 0)), "t2": rigid((0, 12, -10), (0, -12, 8))}
@@ -98,6 +99,12 @@ def test_the_rim_of_a_stripped_brain_is_as_bright_as_its_inside():
     common = np.asarray(to_common(nib.Nifti1Image(brain, affine), rigid((7, 5, 3), (1, 2, 3))).dataobj)
     np.testing.assert_allclose(np.unique(common.round(2)), [0, 100])
     assert (common > 0).sum() * 64 == pytest.approx((brain > 0).sum() * 512, rel=0.1)
+
+
+def test_the_front_of_the_atlas_lies_as_high_as_that_of_brats_brains():
+    to_front = REAL_ATLAS().affine[:3, 1]
+    assert np.degrees(np.arctan2(to_front[2], to_front[1])) == pytest.approx(14, abs=3)  # 16 patients, SD 2 degrees
+    assert to_front[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_labels_stay_apart_on_the_way_back():
