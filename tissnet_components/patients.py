@@ -9,7 +9,7 @@ from tissnet_components.errors import UserError
 from tissnet_components.files import user_path
 from tissnet_components.results.files import is_result
 from tissnet_components.scans.choice import contrasts_below
-from tissnet_components.scans.dicom import holds_dicom
+from tissnet_components.scans.dcm2niix import holds_series, is_converted
 from tissnet_components.scans.naming import check_case_name, scans_below, tells_contrast
 from tissnet_components.scans.nifti import nifti_files
 from tissnet_components.scans.table import read_table
@@ -69,7 +69,9 @@ def _in_folder(
         f"its name tells no contrast; name it CASE_{modalities[0]}.nii.gz, list it in a CSV, or give --skip-unmatched"
     )
     apart = [{"case": patient.name, "image": _dicom_folders(patient, modalities, known)} for patient in patients]
-    unnamed = [file for file in nifti_files(folder) if not tells_contrast(file) and not is_result(file)]
+    unnamed = [
+        file for file in nifti_files(folder) if not (tells_contrast(file) or is_converted(file) or is_result(file))
+    ]
     return [*named, *apart], {str(file.relative_to(folder)): reason for file in unnamed}
 
 
@@ -79,7 +81,7 @@ def _dicom_patients(folder: Path, taken: Collection[Path], out: Path) -> Iterato
         if not child.is_dir() or child.name.startswith(".") or realpath(child) == realpath(out):
             continue
         below = [scan for scan in taken if child in scan.parents]
-        if not below and (not taken or holds_dicom(child)):
+        if not below and (not taken or holds_series(child)):
             yield child
         elif below and not any(scan.parent == child for scan in below):
             yield from _dicom_patients(child, taken, out)

@@ -90,7 +90,9 @@ def _prepare(
     there = [name for name, scan in zip(contrasts, image, strict=True) if scan is not None]
     scans = with_series([scan for scan in image if scan is not None], there, series)
     for scan in scans:
-        if dicom_seg and isinstance(scan, Series) and (doubts := check_dicom_seg(scan.files, **dicom_seg)):
+        if not dicom_seg or not isinstance(scan, Series) or scan.converted:
+            continue
+        if doubts := check_dicom_seg(scan.files, **dicom_seg):
             tqdm.write(f"{case}: {doubts}")
     remove_prepared(out, case)
     prepared = prepare_scans(case, dict(zip(there, scans, strict=True)), out / case / PREPARED, tqdm.write)

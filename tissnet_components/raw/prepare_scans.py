@@ -201,7 +201,7 @@ def _found(
             measures["fit"] = round(fit_of(*(masked(common[which], mask) for which in (seen, name))), 4)
         given = scans[name]
         told, reason, files = (
-            (given.description or given.uid, given.reason, given.files)
+            (given.description or given.uid, given.reason, () if given.converted else given.files)
             if isinstance(given, Series)
             else (given, "given", ())
         )

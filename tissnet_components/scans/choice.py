@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.contrast import OTHER, Told, contrast_of, name_of, says_agent, slice_normal, vector
-from tissnet_components.scans.dicom import IMAGE_MODALITIES, Series, find_series
+from tissnet_components.scans.dcm2niix import series_below
+from tissnet_components.scans.dicom import IMAGE_MODALITIES, Series
 
 SLAB_MM = 80  # a lower stack does not show the whole head
 SHOWN = 15  # series listed in a message
@@ -38,7 +39,7 @@ def with_series(
             raise BadCase(f"--{modality}-series chooses from a DICOM folder, but --{modality} is none; leave it out")
     if isinstance(scans, str):
         return scans
-    found = {folder: find_series(folder) for folder in dict.fromkeys(scans) if isdir(folder)}
+    found = {folder: series_below(folder) for folder in dict.fromkeys(scans) if isdir(folder)}
     taken = [choose(found[s], s, m, wanted.get(m)) if s in found else s for m, s in named.items()]
     _check_apart(taken, modalities)
     _check_together({m: (s, one) for (m, s), one in zip(named.items(), taken, strict=True) if m not in wanted})
@@ -47,12 +48,12 @@ def with_series(
 
 def choose_series(folder: str | Path, modality: str, wanted: str | None = None) -> Series:
     """The series of a modality below a folder, see `choose`."""
-    return choose(find_series(folder), folder, modality, wanted)
+    return choose(series_below(folder), folder, modality, wanted)
 
 
 def contrasts_below(folder: str | Path) -> set[str]:
     """What the DICOM series below a folder show, as far as their headers tell."""
-    images = [series for series in find_series(folder) if series.modality in IMAGE_MODALITIES]
+    images = [series for series in series_below(folder) if series.modality in IMAGE_MODALITIES]
     return {told.contrast for told in _told(images).values() if told.contrast}
 
 

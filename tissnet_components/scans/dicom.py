@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from tissnet_components.errors import BadCase, PackageMissing
 from tissnet_components.files import files_below
-from tissnet_components.scans.nifti import check_extent
+from tissnet_components.scans.nifti import check_extent, check_readable, is_nifti
 
 IMAGE_MODALITIES = ("MR", "CT", "PT")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
@@ -57,6 +57,11 @@ class Series:
     unreadable: tuple[Path, ...] = ()
     contrast: str = field(default="", compare=False)
     reason: str = field(default="", compare=False)
+
+    @property
+    def converted(self) -> bool:
+        """Whether it is one NIfTI file, which dcm2niix made of the series."""
+        return is_nifti(self.files[0].name)
 
     @property
     def told(self) -> dict[str, str]:
@@ -128,7 +133,7 @@ def _begins_as_dicom(file: Path) -> bool:
 
 
 @quietly()
-def read_series(series: Series) -> nib.Nifti1Image:
+def read_series(series: Series) -> nib.Nifti1Pair:
     """Read a series to one volume, slices in the order of their positions.
 
     Returns:
@@ -138,6 +143,8 @@ def read_series(series: Series) -> nib.Nifti1Image:
         BadCase: an unreadable file, several orientations, sizes or pixel spacings, gantry tilt, missing, repeated or
             unevenly spaced slices, a multi-frame file, or no image at all.
     """
+    if series.converted:
+        return check_readable(series.files[0])
     if series.unreadable:
         raise BadCase(f"{series.unreadable[0]} cannot be read as DICOM; fetch it again, a slice may be missing")
     if series.modality not in IMAGE_MODALITIES:
