@@ -6,8 +6,8 @@
 The first compares with a study's published transforms and brain mask. The second turns prepared patients, cuts them
 into thick slices, and brings them back.
 Every contrast is turned and shifted on its own, and gets its own grid. Printed for each patient: the error of the
-registration between the contrasts (median over the brain), the Dice of the prepared scans and of the raw ones, the time
-of the processor, and the most memory so far.
+registration between the contrasts (median over the brain), the Dice of the prepared scans, of those that were cut into
+the same slices but not moved, and of the raw ones, the time of the processor, and the most memory so far.
 """
 
 import json
@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 from nibabel.processing import resample_from_to
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tissnet_components.files import user_path
 from tissnet_components.raw.register import moved, read_matrix, register
@@ -65,8 +66,8 @@ def unprepared(cases: str, bundle: str, number: int = 12, seed: int = 0) -> None
     """Print a line per patient."""
     rng = np.random.default_rng(seed)
     folders = sorted(folder for folder in user_path(cases).iterdir() if folder.is_dir())[:number]
-    print("| patient | registration, mm | Dice prepared | Dice raw | CPU s | memory, GiB |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| patient | registration, mm | Dice prepared | Dice cut alone | Dice raw | CPU s | memory, GiB |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for folder in folders:
         with TemporaryDirectory() as temporary:
             print(_row(folder, user_path(bundle), Path(temporary), rng), flush=True)
@@ -78,6 +79,8 @@ def _row(folder: Path, bundle: Path, temporary: Path, rng: np.random.Generator) 
     label = nib.load(folder / f"{case}_seg.nii.gz")
     poses = dict(_unprepared(scans, temporary, rng))
     segment(bundle, **scans, out=temporary / "prepared", case="case", outputs=["seg"])
+    cut = {name: _cut_alone(file, name, temporary) for name, file in scans.items()}
+    segment(bundle, **cut, out=temporary / "cut", case="case", outputs=["seg"], force=True)
     start = process_time()
     raw = {name: temporary / f"{name}.nii.gz" for name in CONTRASTS}
     segment(bundle, **raw, out=temporary / "raw", case="case", outputs=["seg"], raw=True)
@@ -93,7 +96,8 @@ def _row(folder: Path, bundle: Path, temporary: Path, rng: np.random.Generator) 
         if name != reference
     ]
     back = resample_from_to(moved(nib.load(temporary / "raw/case/case_seg.nii.gz"), to_common), label, order=0)
-    dices = [_dice(label, nib.load(temporary / "prepared/case/case_seg.nii.gz")), _dice(label, back)]
+    still = [nib.load(temporary / f"{kind}/case/case_seg.nii.gz") for kind in ("prepared", "cut")]
+    dices = [_dice(label, mask) for mask in (*still, back)]
     gib = getrusage(RUSAGE_SELF).ru_maxrss / 2**20
     cells = [f"{np.median(errors):.2f}", *(f"{dice:.3f}" for dice in dices), f"{seconds:.0f}", f"{gib:.1f}"]
     return f"| {case} | {' | '.join(cells)} |"
@@ -108,15 +112,33 @@ def _unprepared(scans: dict[str, Path], folder: Path, rng: np.random.Generator) 
         turn = rng.uniform(0, MOST_DEGREES) * axis / np.linalg.norm(axis)
         pose[:3, :3] = Rotation.from_rotvec(turn, degrees=True).as_matrix()
         pose[:3, 3] = rng.uniform(-MOST_MM, MOST_MM, 3)
-        spacing, oblique = GRIDS[name]
-        shape = (np.array([230, 230, 200]) / spacing).astype(int)
-        affine = np.eye(4)
-        affine[:3, :3] = Rotation.from_euler("xyz", oblique, degrees=True).as_matrix() * spacing
-        centre = apply_affine(pose @ volume.affine, (np.array(volume.shape) - 1) / 2)
-        affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
-        there = nib.Nifti1Image(np.asarray(volume.dataobj, dtype=np.float32), pose @ volume.affine)
-        nib.save(_thick(there, shape, affine, spacing), folder / f"{name}.nii.gz")
+        nib.save(_cut(volume, pose, name), folder / f"{name}.nii.gz")
         yield name, pose
+
+
+def _cut(volume: nib.Nifti1Image, pose: np.ndarray, name: str) -> nib.Nifti1Image:
+    """The head after a move by `pose`, in the slices of a contrast."""
+    spacing, oblique = GRIDS[name]
+    shape = (np.array([230, 230, 200]) / spacing).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", oblique, degrees=True).as_matrix() * spacing
+    centre = apply_affine(pose @ volume.affine, (np.array(volume.shape) - 1) / 2)
+    affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
+    there = nib.Nifti1Image(np.asarray(volume.dataobj, dtype=np.float32), pose @ volume.affine)
+    return _thick(there, shape, affine, spacing)
+
+
+def _cut_alone(file: Path, name: str, folder: Path) -> Path:
+    """A prepared scan whose slices alone became thick: on its own grid, with its own brain, where it was."""
+    volume = nib.load(file)
+    thick = _cut(volume, np.eye(4), name)
+    inside = nib.Nifti1Image((np.asarray(thick.dataobj) != 0).astype(np.float32), thick.affine)
+    values, share = (np.asarray(resample_from_to(image, volume, order=1).dataobj) for image in (thick, inside))
+    filled = np.divide(values, share, out=np.zeros_like(values), where=share > 0.5)
+    nearest = ndimage.distance_transform_edt(filled == 0, return_distances=False, return_indices=True)
+    brain = np.asarray(volume.dataobj) != 0
+    nib.save(nib.Nifti1Image(filled[tuple(nearest)] * brain, volume.affine), folder / f"cut_{name}.nii.gz")
+    return folder / f"cut_{name}.nii.gz"
 
 
 def _thick(volume: nib.Nifti1Image, shape: np.ndarray, affine: np.ndarray, spacing: tuple) -> nib.Nifti1Image:
