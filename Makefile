@@ -44,7 +44,7 @@ gpu-check: $(VENV)/ready
 	$(PY) -W ignore -m benchmarks.gpu_check
 
 peers: .venv-peers/ready # nnU-Net v2 and others, in an environment of its own; 2 GB
-	.venv-peers/bin/python -W ignore -m benchmarks.peers run "$(PATIENT)"
+	.venv-peers/bin/python -W ignore -m benchmarks.peers run "$(PATIENT)" $(OPTIONS)
 
 .venv-peers/ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv-peers

@@ -15,9 +15,10 @@ from monai.inferers import SimpleInferer
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
 from tissnet_components.training import AdversarialUpdate, Player
+from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import __main__ as everything
-from benchmarks import gpu_check, growth, inference, loading, metrics, peers, scans, subsets, training
+from benchmarks import gpu_check, growth, inference, loading, metrics, peers, quality, scans, subsets, training
 from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
@@ -185,3 +186,17 @@ def test_peers_are_measured_in_turn_and_a_run_that_was_interrupted_goes_on(tmp_p
 def test_a_table_of_peers_says_how_often_slower_they_are_than_ours():
     runs = {"TISS-Net": [{"seconds": 5, "peak_mib": 1024}], "nnU-Net, four contrasts": [{"seconds": 50, "peak_mib": 1}]}
     assert "| nnU-Net, four contrasts | 50 | 10.0 | 0.0 GiB | 1 |" in peers.table(runs).splitlines()
+
+
+def test_time_to_quality_counts_the_work_and_no_breaks(tmp_path, capsys):
+    minutes, dice = [0, 1, 2, 62, 63], {2: 0.5, 63: 0.7}
+    with SummaryWriter(str(tmp_path / "one" / "model_tensorboard")) as writer:
+        for step, minute in enumerate(minutes):
+            writer.add_scalar("loss", 1, step, walltime=60 * minute + 1)
+            if minute in dice:
+                writer.add_scalar("val_dice", dice[minute], step, walltime=60 * minute + 1)
+    quality.quality(str(tmp_path), cores=2, out=str(tmp_path / "quality.png"))
+    assert "one/model_tensorboard: 0.700 after 6.0 core-minutes" in capsys.readouterr().out
+    found, values = quality.curve(tmp_path / "one" / "model_tensorboard", "val_dice")
+    assert found.tolist() == pytest.approx([2, 3]) and values.tolist() == pytest.approx([0.5, 0.7])
+    assert (tmp_path / "quality.png").stat().st_size > 1000
