@@ -51,6 +51,11 @@ def load_weights(
     return network
 
 
+def started_from(network: Network, weights: str | None) -> Network:
+    """The network as a training begins: with the weights of another, of any voxel size, or if None by chance."""
+    return network if weights is None else load_weights(network, weights, missing="give --start_from another file")
+
+
 def keep_recipe(weights: str | Path, recipe: Mapping[str, Any]) -> None:
     """Write, as JSON beside its weights, what no shape in them tells of a training and every later use needs."""
     write_atomic(Path(weights).with_suffix(".json"), f"{json.dumps(dict(recipe))}\n".encode())

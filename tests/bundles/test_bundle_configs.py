@@ -231,6 +231,17 @@ def test_direct_segmentation_takes_any_input(model_name, input_keys):
     assert network(torch.zeros(1, sum(channels[key] for key in input_keys), 16, 16, 4)).shape == (1, 1, 16, 16, 4)
 
 
+def test_a_training_may_begin_with_the_weights_of_a_coarser_one(tmp_path):
+    torch.manual_seed(0)
+    coarse = parse("train", **TINY, spacing_mm=[2.0, 2.0, 2.0]).get_parsed_content("network").state_dict()
+    torch.save(coarse, tmp_path / "model.pt")
+    keep_recipe(tmp_path / "model.pt", {"spacing_mm": [2.0, 2.0, 2.0]})
+    by_chance = parse("train", **TINY).get_parsed_content("network").state_dict()
+    begun = parse("train", **TINY, start_from=str(tmp_path / "model.pt")).get_parsed_content("network").state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in coarse.items())
+    assert not all(torch.equal(by_chance[name], value) for name, value in coarse.items())
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_checkpointing_reaches_every_level_of_the_network_and_the_perceptor(settings, checkpointing):
     parser = parse("train", **settings, checkpointing=checkpointing)
