@@ -192,7 +192,17 @@ def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights(
     shared = (train.keys() & inference.keys()) - own
     assert {"source_channels", "dropout", "network_def"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
-    assert told == {name: train[name] for name in train["recipe"]}
+    assert told == {name: train[name] for name in train["recipe"]} | {"norm": "batch"}  # as weights without a file
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_perceptor_has_the_norm_that_its_own_file_tells(name, tmp_path):
+    keep_recipe(tmp_path / "perceptor.pt", {"norm": ["group", {"num_groups": 8}]})
+    config = parse(name)
+    config["perceptor::path"] = str(tmp_path / "perceptor.pt")
+    kinds = {type(part) for part in config.get_parsed_content("perceptor_def").modules()}
+    assert torch.nn.GroupNorm in kinds
+    assert torch.nn.BatchNorm3d not in kinds
 
 
 def test_inference_follows_the_file_beside_the_weights(tmp_path):
