@@ -93,17 +93,6 @@ def evaluator(cases: list[dict], **settings) -> CaseEvaluator:
     return CaseEvaluator(torch.device("cpu"), loader, Answer(), **settings)
 
 
-def test_the_first_case_that_was_begun_is_prepared_once_and_comes_first(cases, monkeypatch):
-    dataset = read(cases, "image")
-    expected, prepared = [item["image"] for item in dataset], []
-    prepare = dataset._prepare
-    monkeypatch.setattr(dataset, "_prepare", lambda entry: prepared.append(entry["case"]) or prepare(entry))
-    dataset.begin()
-    assert all(torch.equal(item["image"], image) for item, image in zip(dataset, expected, strict=True))
-    assert prepared == ["anna", "bert", "carl"]
-    assert dataset[0]["case"] == "anna"
-
-
 def test_an_evaluator_runs_the_other_cases_and_keeps_the_reasons(cases):
     Path(cases[0]["image"][0]).unlink()
     cases.append(write_case(Path(cases[0]["image"][0]).parents[1] / "dora", 3))

@@ -426,10 +426,8 @@ def _run(
     from monai.engines import IterationEvents
 
     parser["cases"] = []  # file names are no expressions, and a parser would take some for one
-    dataset = parser.get_parsed_content("dataset")
-    dataset.data = cases
-    dataset.begin()
     parser.get_parsed_content("initialize")
+    parser.get_parsed_content("dataset").data = cases
     evaluator = parser.get_parsed_content("evaluator")
 
     def remove_former(engine: "Evaluator") -> None:

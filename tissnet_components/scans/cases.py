@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -38,17 +38,9 @@ class CaseDataset(Dataset):
     ) -> None:
         super().__init__(data, transform)
         self.keys = ("case", *keys)
-        self.first: Future | None = None
-
-    def begin(self) -> None:
-        """Begin to prepare the first case, while the network that is to run it is still being built."""
-        self.first = ThreadPoolExecutor(1).submit(self._prepare, self.data[0])
 
     def _transform(self, index: int) -> dict[str, Any] | list[Any]:
-        begun, self.first = (self.first, None) if index == 0 else (None, self.first)
-        return begun.result() if begun else self._prepare(self.data[index])
-
-    def _prepare(self, entry: Mapping[str, Any]) -> dict[str, Any] | list[Any]:
+        entry = self.data[index]
         try:
             if "unusable" in entry:
                 raise BadCase(entry["unusable"])
