@@ -130,10 +130,10 @@ def rows(device: str, short: bool) -> dict[str, Callable[[], Row]]:
     cuda = torch.device(device).type == "cuda"
     best, *others = ["bfloat16", "float32", *(["float16"] if cuda else [])]
     if short:
-        tiny = {"widths": [2] * 5, "discriminator_channels": 2}
+        tiny = {"widths": [2] * 5, "discriminator_channels": 2, "norm": "batch"}
         return {
             "training step": lambda: training(device, best, "channels last", False, 1, [32, 32, 16], **tiny),
-            "inference of a brain": lambda: case(device, best, 6, 1, widths=[2] * 5),
+            "inference of a brain": lambda: case(device, best, 6, 1, widths=[2] * 5, norm="batch"),
         }
     found: dict[str, Callable[[], Row]] = {"tests marked gpu": gpu_tests}
     for precision in (best, *others):

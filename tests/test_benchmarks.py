@@ -31,7 +31,7 @@ WEIGHTS = {
     "coarse": 1,
     "fine": 1,
 }
-TINY = {"patch_size": [64, 64, 16], "widths": [2, 2, 2, 2, 2], "discriminator_channels": 2}
+TINY = {"patch_size": [64, 64, 16], "widths": [2, 2, 2, 2, 2], "discriminator_channels": 2, "norm": "batch"}
 
 
 def test_the_reference_gives_the_same_maps_with_the_same_weights(network, perceptor, sample):

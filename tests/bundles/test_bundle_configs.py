@@ -188,7 +188,19 @@ def test_inference_runs_the_network_that_was_trained(overlays):
 def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights():
     train, inference = read("train") | read("recipe"), read("inference")
     told = inference["recipe"]["default"]
-    own = {"imports", "network", "perceptor", "precision", "preprocessing", "initialize", "run", "recipe", *told}
+    own = {
+        "imports",
+        "network",
+        "perceptor",
+        "perceptor_def",
+        "perceptor_path",
+        "precision",
+        "preprocessing",
+        "initialize",
+        "run",
+        "recipe",
+        *told,
+    }
     shared = (train.keys() & inference.keys()) - own
     assert {"source_channels", "dropout", "network_def"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
@@ -199,7 +211,7 @@ def test_inference_shares_its_settings_with_the_training_of_the_shipped_weights(
 def test_the_perceptor_has_the_norm_that_its_own_file_tells(name, tmp_path):
     keep_recipe(tmp_path / "perceptor.pt", {"norm": ["group", {"num_groups": 8}]})
     config = parse(name)
-    config["perceptor::path"] = str(tmp_path / "perceptor.pt")
+    config.update({"perceptor_path": str(tmp_path / "perceptor.pt"), "consensus": True})
     kinds = {type(part) for part in config.get_parsed_content("perceptor_def").modules()}
     assert torch.nn.GroupNorm in kinds
     assert torch.nn.BatchNorm3d not in kinds

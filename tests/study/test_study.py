@@ -152,7 +152,7 @@ def test_the_number_of_epochs_is_known_from_the_configs(file, ran, progress):
     write_study(file.parent, configs=["recipe"], options={})
     study(str(file), only="real FLAIR")
     step = steps_of(file)[0]
-    assert steps._epoch(step) == "epoch 3/160"
+    assert steps._epoch(step) == "epoch 3/128"
 
 
 def test_only_the_rows_that_were_named_are_run(file, ran):
