@@ -24,9 +24,8 @@ def series_below(folder: str | Path) -> list[Series]:
     Raises:
         ValueError: no such folder.
     """
-    if holds_dicom(Path(folder)):
-        return find_series(folder)
-    return sorted(_converted(Path(folder)), key=lambda one: (one.patient, one.description, one.uid))
+    converted = [] if holds_dicom(Path(folder)) else _converted(Path(folder))
+    return sorted(converted, key=lambda one: (one.patient, one.description, one.uid)) or find_series(folder)
 
 
 def holds_series(folder: Path) -> bool:
