@@ -189,8 +189,7 @@ def load_perceptor(perceptor: nn.Module, path: str, recipe: Mapping[str, Any] | 
     One that was trained at another voxel size sees the image at its own, see `AtSpacing`.
 
     Args:
-        perceptor: with the norm that the file beside the weights names.
-        recipe: of this run; the perceptor sees the target alone, whatever the sources.
+        recipe: of this run, with the perceptor's own norm; it sees the target alone, whatever the sources.
     """
     command = (
         "train the perceptor first: python -m monai.bundle run training "
@@ -199,8 +198,7 @@ def load_perceptor(perceptor: nn.Module, path: str, recipe: Mapping[str, Any] | 
     )
     recipe = dict(recipe or {})
     spacing_mm = recipe.pop("spacing_mm", None)
-    for own in ("source_modalities", "norm"):
-        recipe.pop(own, None)
+    recipe.pop("source_modalities", None)
     perceptor = load_weights(perceptor, path, recipe, missing=command)
     own_mm = read_recipe(path, {}).get("spacing_mm", spacing_mm)
     if spacing_mm is None or list(own_mm) == list(spacing_mm):
