@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
+from tissnet_components.inversion import InvertTogetherd
 from tissnet_components.scans import appearance, appearance_tables
 from tissnet_components.scans.appearance import KNOWN, Features, Tables, likeliest_names
 from tissnet_components.scans.brain import largest_component
 from tissnet_components.scans.naming import find_candidates
 from tissnet_components.scans.plausible import DOUBTFUL, SURE, examine
-from tissnet_components.transforms import InvertTogetherd
 
 from benchmarks.inference import read as read_bundle
 

@@ -10,10 +10,10 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from tissnet_components.inference import CascadeInferer
+from tissnet_components.inversion import InvertTogetherd
 from tissnet_components.metrics import dice
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.scans.naming import find_cases
-from tissnet_components.transforms import InvertTogetherd
 
 from benchmarks.inference import REFERENCE_WINDOWS, read
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from tissnet_components.inference import best_precision
-from tissnet_components.transforms import sample_where_not_zero
+from tissnet_components.inversion import sample_where_not_zero
 
 from benchmarks.gpu_check import BUNDLES
 

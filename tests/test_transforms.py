@@ -6,12 +6,11 @@ import pytest
 import torch
 from cohort import oblique_affine, save
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, Invertd, RandScaleIntensity, Spacingd
+from monai.transforms import Compose, RandScaleIntensity
 from tissnet_components.errors import BadCase
 from tissnet_components.scans.loading import LoadCased, LoadImageCased
 from tissnet_components.transforms import (
     AbsoluteDifferenced,
-    InvertTogetherd,
     NormalizeBrain,
     NormalizeBraind,
     RandContrastCurve,
@@ -19,7 +18,6 @@ from tissnet_components.transforms import (
     RandFieldOfViewd,
     RandPasteTumord,
     match_brightness,
-    sample_where_not_zero,
     tumor_or_everything,
 )
 
@@ -165,38 +163,6 @@ def test_only_the_given_keys_are_normalised():
     normalized = NormalizeBraind("image", 0, 100)(data)
     assert normalized["image"].tolist() == [[-1, -1, 1]]
     assert normalized["label"] is data["label"]
-
-
-def test_what_was_cropped_before_normalising_can_be_put_back():
-    volume = torch.zeros(1, 8, 8, 8)
-    volume[:, 2:6, 2:6, 2:6] = torch.arange(1, 65).reshape(4, 4, 4)
-    crop = CropForegroundd("image", source_key="image", select_fn=lambda image: image > -1, allow_smaller=True)
-    preprocessing = Compose([NormalizeBraind("image", 0, 100), crop])
-    data = preprocessing({"image": MetaTensor(volume, affine=torch.from_numpy(OBLIQUE))})
-    assert data["image"].shape[1:] == (4, 4, 4)
-    maps = {"synthetic": data["image"].clone(), "fine": data["image"].clone()}
-    restored = InvertTogetherd(list(maps), preprocessing, "image", {"synthetic": -1})({**data, **maps})
-    torch.testing.assert_close(restored["synthetic"].as_tensor(), NormalizeBrain(0, 100)(volume))
-    assert restored["fine"][volume == 0].unique().tolist() == [0]
-    np.testing.assert_allclose(restored["synthetic"].affine, OBLIQUE)
-
-
-def test_maps_inverted_together_are_what_they_are_alone():
-    spacing = Spacingd("image", pixdim=(0.7, 1.3, 2.0), mode="bilinear")
-    crop = CropForegroundd("image", source_key="image", select_fn=lambda image: image > 0.2, allow_smaller=True)
-    preprocessing = Compose([spacing, crop])
-    data = preprocessing({"image": MetaTensor(torch.rand(2, 9, 8, 7), affine=torch.from_numpy(OBLIQUE))})
-    maps = {
-        name: MetaTensor(torch.rand(count, *data["image"].shape[1:])) for name, count in (("fine", 1), ("error", 2))
-    }
-    alone = Invertd(list(maps), preprocessing, orig_keys="image", nearest_interp=False)({**data, **maps})
-    keys = ["fine", "absent", "error"]
-    together = InvertTogetherd(keys, preprocessing, "image", allow_missing_keys=True)({**data, **maps})
-    assert together.keys() == alone.keys()
-    for name in maps:
-        torch.testing.assert_close(together[name].as_tensor(), alone[name].as_tensor())
-        np.testing.assert_array_equal(together[name].affine, alone[name].affine)
-        assert together[name].meta.keys() == alone[name].meta.keys()
 
 
 def test_two_maps_differ_by_their_absolute_difference():
@@ -414,19 +380,3 @@ def test_a_narrowed_view_holds_some_tumor_and_is_scaled_anew():
         assert seen["label"].any() and not (seen["label"].bool() & ~inside).any()
         assert seen["image"][inside].min() == -1 and seen["image"][inside].max() == 1
         assert torch.equal(seen["target"][inside], image[inside]) and (seen["image"][~inside] == -1).all()
-
-
-@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
-@pytest.mark.parametrize("align_corners", [True, False])
-@pytest.mark.parametrize("box", ["inside", "at an end", "everywhere", "nowhere"])
-def test_where_all_is_zero_nothing_is_sampled_and_the_rest_is_bit_by_bit_pytorchs(box, align_corners, padding):
-    sides = {"inside": (3, 6), "at an end": (0, 4), "everywhere": (0, 9), "nowhere": (0, 0)}[box]
-    volume = torch.zeros(1, 2, 9, 9, 9)
-    part = (slice(None), slice(None), *[slice(*sides)] * 3)
-    volume[part] = torch.rand_like(volume[part])
-    oblique = torch.tensor([[[1.1, 0.05, 0, 0.1], [0, -0.9, 0.1, 0], [0.02, 0, 1.3, -0.2]]])
-    size = [1, 2, 17, 13, 15]
-    grid = torch.nn.functional.affine_grid(oblique, size, align_corners=align_corners)
-    settings = {"mode": "bilinear", "padding_mode": padding, "align_corners": align_corners}
-    sampled = torch.nn.functional.grid_sample(volume, grid, **settings)
-    assert torch.equal(sample_where_not_zero(volume, (oblique, size), **settings), sampled)

@@ -10,7 +10,7 @@ from typing import Any
 
 PREFIX = __name__.rpartition(".")[0]
 
-MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> where it is
+MOVED = {  # as bundles of version 0.2 to 0.4 name it, below `tissnet_components` -> where it is
     "case_table": "results.case_table",
     "cascade.load_generator": "comparators.pix2pix.load_generator",
     "cascade.load_perceptor": "moved.load_perceptor",
@@ -20,11 +20,12 @@ MOVED = {  # as bundles of version 0.2 name it, below `tissnet_components` -> wh
     "files.copy_whole": "files.copy_atomic",
     "inference.CheckedCases": "moved.CheckedCases",
     "inference.ChooseMapd": "label_server.ChooseMapd",
-    "inference.InvertTogetherd": "transforms.InvertTogetherd",
+    "inference.InvertTogetherd": "inversion.InvertTogetherd",
     "inference.find_scans": "scans.cases.find_scans",
     "inference.report_failed": "errors.report_failed",
     "quality": "results.summary",
     "saving": "results.maps",
+    "transforms.InvertTogetherd": "inversion.InvertTogetherd",
     "transforms.LoadCased": "scans.loading.LoadCased",
     "transforms.LoadImageCased": "scans.loading.LoadImageCased",
 }

@@ -10,8 +10,8 @@ import torch
 from bundle_copies import BUNDLES, read_config
 from monai.data import MetaTensor
 from nibabel.processing import resample_from_to
+from tissnet_components.inversion import InvertTogetherd
 from tissnet_components.segment import segment
-from tissnet_components.transforms import InvertTogetherd
 
 RADIUS_MM = 14.0
 CENTRE_MM = np.array([4.0, -3.0, 2.0])
