@@ -1,5 +1,6 @@
 """Which patients a folder or a table names, and which weights take the scans of each; no scan is opened."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
@@ -9,10 +10,13 @@ from tissnet_components.errors import UserError
 from tissnet_components.files import user_path
 from tissnet_components.results.files import is_result
 from tissnet_components.scans.choice import contrasts_below
+from tissnet_components.scans.datalist import as_list
 from tissnet_components.scans.dcm2niix import holds_series, is_converted
-from tissnet_components.scans.naming import check_case_name, scans_below, tells_contrast
+from tissnet_components.scans.naming import case_of, check_case_name, scans_below, tells_contrast
 from tissnet_components.scans.nifti import nifti_files
 from tissnet_components.scans.table import read_table
+
+ANY_SUBSET = "any_missing"  # weights of this name take any subset of the contrasts
 
 
 def find_patients(
@@ -48,6 +52,40 @@ def placed(scans: Mapping[str, str | None], modalities: Sequence[str], known: Se
     """The scans in the order of the weights that take them: the bundle's own, if it is these, or any subset's."""
     any_subset = bool(known) and {name for name, scan in scans.items() if scan} != set(modalities)
     return {"any_subset": any_subset, "image": [scans.get(name) for name in (known if any_subset else modalities)]}
+
+
+def one_patient(
+    given: dict[str, str], modalities: list[str], known: list[str], bundle: Path, case: str | None
+) -> dict[str, Any]:
+    """The patient whose scans are given one by one, as an entry of `find_patients`.
+
+    Raises:
+        ValueError: other scans than the weights take, or a name that is not fit for a folder.
+    """
+    if list(given) == ["image"]:
+        patient: dict[str, Any] = {"any_subset": False, "image": given["image"]}
+    else:
+        _check_given(given, modalities, known, bundle)
+        patient = placed(given, modalities, known)
+    first = case_of(Path(scans_of(patient)[0]).absolute())
+    return {"case": check_case_name(str(case or first), "--case"), **patient}  # Fire makes 7 of a patient called 7
+
+
+def scans_of(patient: Mapping[str, Any]) -> list[str]:
+    """The scans that the patient has: None stands for a contrast that is to be synthesised."""
+    return [scan for scan in as_list(patient["image"]) if scan is not None]
+
+
+def refuse_shared(patients: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse one file, however it is spelled, for two scans or two cases; a folder may hold several series."""
+    users: dict[str, str] = {}
+    for patient in patients:
+        files = [realpath(scan) for scan in scans_of(patient) if os.path.isfile(scan)]
+        for file in files:
+            if files.count(file) > 1:
+                raise UserError(f"{patient['case']} uses {file} for more than one scan; correct it")
+            if (other := users.setdefault(file, patient["case"])) != patient["case"]:
+                raise UserError(f"{other} and {patient['case']} both use {file}; correct one of them")
 
 
 def _in_folder(
@@ -111,3 +149,17 @@ def _in_table(path: Path, modalities: Sequence[str], known: Sequence[str]) -> li
         {"case": row["case"], "image": {n: str(folder / user_path(row[n])) for n in known or modalities if row.get(n)}}
         for row in rows
     ]
+
+
+def _check_given(given: dict[str, str], needed: list[str], known: list[str], bundle: Path) -> None:
+    """Refuse other scans than the needed modalities, or than any that are known."""
+    missing = [name for name in needed if name not in given]
+    if missing and not (known and given):
+        options = ", ".join(f"--{name}" for name in missing)
+        some = f"at least one of --{', --'.join(known)}" if known else f"{options} as well"
+        hint = "" if known else f" (any subset of the contrasts needs models/{ANY_SUBSET}.pt)"
+        raise UserError(f"{bundle} needs the modalities {', '.join(needed)}; give {some}{hint}")
+    if unused := sorted(set(given) - set(known or needed)):
+        takes = f"takes any of {', '.join(known)}" if known else f"needs {', '.join(needed)} alone"
+        hint = "" if known else f" (more contrasts need models/{ANY_SUBSET}.pt)"
+        raise UserError(f"{bundle} does not use {', '.join(unused)}; it {takes}{hint}")

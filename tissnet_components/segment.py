@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tissnet_components.errors import FileMissing, UserError, report_failed
-from tissnet_components.patients import find_patients, placed
+from tissnet_components.patients import ANY_SUBSET, find_patients, one_patient, refuse_shared, scans_of
 from tissnet_components.results.bids import check_bids, write_bids
 from tissnet_components.results.dicom_seg import import_highdicom
 from tissnet_components.results.files import (
@@ -21,7 +21,7 @@ from tissnet_components.results.files import (
     remove_prepared,
 )
 from tissnet_components.results.page import write_index, write_page
-from tissnet_components.scans.naming import case_of, check_case_name
+from tissnet_components.scans.datalist import as_list
 from tissnet_components.scans.nifti import read_ahead
 from tissnet_components.shards import shard_of
 from tissnet_components.start import import_monai
@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
     from tissnet_components.raw.prepare_scans import Prepared
 
 OUT = Path()
-ANY_SUBSET = "any_missing"  # weights of this name take any subset of the contrasts
 UP_TO_DATE = (
     "summary",
     "view",
@@ -156,8 +155,8 @@ def segment(
         patients, passed_over = find_patients(cases, modalities, out, known)
         _tell(cases, patients, passed_over)
     else:
-        patients = [_one_patient(given, modalities, known, bundle, case)]
-    _refuse_shared(patients)
+        patients = [one_patient(given, modalities, known, bundle, case)]
+    refuse_shared(patients)
     patients = shard_of(patients, shard)
     if consensus and (own.get("any_subset") or any(patient["any_subset"] for patient in patients)):
         raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
@@ -239,7 +238,7 @@ def _write_pages(
 
 def _tell(cases: Path, patients: list[dict[str, Any]], passed_over: Mapping[str, str]) -> None:
     """What was found, and what was passed over."""
-    folders = sum(os.path.isdir(_scans(patient)[0]) for patient in patients)
+    folders = sum(os.path.isdir(scans_of(patient)[0]) for patient in patients)
     others = sum(patient["any_subset"] for patient in patients)
     of_them = f"{folders} of them in DICOM folders" + (f", {others} by the weights for any subset" if others else "")
     print(f"{cases}: {len(patients)} cases, {of_them}; {len(passed_over)} files passed over")
@@ -254,55 +253,19 @@ def _of_any_subset(bundle: Path, weights: Path | None) -> "ConfigParser | None":
     return _read_bundle(bundle, None, f"inference_{ANY_SUBSET}")
 
 
-def _one_patient(
-    given: dict[str, str], modalities: list[str], known: list[str], bundle: Path, case: str | None
-) -> dict[str, Any]:
-    if list(given) == ["image"]:
-        patient: dict[str, Any] = {"any_subset": False, "image": given["image"]}
-    else:
-        _check_given(given, modalities, known, bundle)
-        patient = placed(given, modalities, known)
-    first = case_of(Path(_scans(patient)[0]).absolute())
-    return {"case": check_case_name(str(case or first), "--case"), **patient}  # Fire makes 7 of a patient called 7
-
-
-def _scans(patient: Mapping[str, Any]) -> list[str]:
-    """Those that the patient has: None stands for a contrast that is to be synthesised."""
-    return [scan for scan in _listed(patient["image"]) if scan is not None]
-
-
-def _check_given(given: dict[str, str], needed: list[str], known: list[str], bundle: Path) -> None:
-    """Refuse other scans than the needed modalities, or than any that are known."""
-    missing = [name for name in needed if name not in given]
-    if missing and not (known and given):
-        options = ", ".join(f"--{name}" for name in missing)
-        some = f"at least one of --{', --'.join(known)}" if known else f"{options} as well"
-        hint = "" if known else f" (any subset of the contrasts needs models/{ANY_SUBSET}.pt)"
-        raise UserError(f"{bundle} needs the modalities {', '.join(needed)}; give {some}{hint}")
-    if unused := sorted(set(given) - set(known or needed)):
-        takes = f"takes any of {', '.join(known)}" if known else f"needs {', '.join(needed)} alone"
-        hint = "" if known else f" (more contrasts need models/{ANY_SUBSET}.pt)"
-        raise UserError(f"{bundle} does not use {', '.join(unused)}; it {takes}{hint}")
-
-
 def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
-    outputs = _listed(outputs)
+    outputs = as_list(outputs)
     unknown = [name for name in outputs if name not in MAPS]
     if unknown or not outputs:
         raise UserError(f"--outputs knows {', '.join(MAPS)}; got {', '.join(map(str, unknown)) or 'none'}")
     return outputs
 
 
-def _listed(values: Any) -> list:
-    """A value, of which Fire makes what it looks like, or several."""
-    return list(values) if isinstance(values, (list, tuple)) else [values]
-
-
 def _check_dicom(patients: list[dict[str, Any]], raw: bool) -> None:
     """Refuse what a DICOM SEG cannot refer to, before anything is run; of raw scans, any may be the one."""
     import_highdicom()
     for patient in patients:
-        scans = _scans(patient)
+        scans = scans_of(patient)
         if not any(map(os.path.isdir, scans if raw else scans[:1])):
             raise UserError(f"--dicom_seg needs a DICOM series to refer to, but {scans[0]} is no folder; leave it out")
 
@@ -328,7 +291,7 @@ def _write_bids(out: Path, case: str, parser: "ConfigParser") -> None:
 
 def _native(patient: Mapping[str, Any], names: Sequence[str], dicom_seg: bool) -> list[str]:
     """The masks that `--raw` gives a patient, one for each scan."""
-    scans = {name: scan for name, scan in zip(names, _listed(patient["image"]), strict=False) if scan}
+    scans = {name: scan for name, scan in zip(names, as_list(patient["image"]), strict=False) if scan}
     dicom = [NATIVE_DICOM[name] for name, scan in scans.items() if dicom_seg and os.path.isdir(scan)]
     return [*(NATIVE[name] for name in scans), *dicom]
 
@@ -343,18 +306,6 @@ def _available(device: str) -> "torch.device":
         raise UserError(f"--device {device} cannot be used here ({reason}); give cpu, cuda or cuda:1") from error
 
 
-def _refuse_shared(patients: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse one file, however it is spelled, for two scans or two cases; a folder may hold several series."""
-    users: dict[str, str] = {}
-    for patient in patients:
-        files = [realpath(scan) for scan in _scans(patient) if os.path.isfile(scan)]
-        for file in files:
-            if files.count(file) > 1:
-                raise UserError(f"{patient['case']} uses {file} for more than one scan; correct it")
-            if (other := users.setdefault(file, patient["case"])) != patient["case"]:
-                raise UserError(f"{other} and {patient['case']} both use {file}; correct one of them")
-
-
 def _to_do(
     patients: list[dict[str, Any]], out: Path, wanted: Mapping[str, Sequence[str]], overwrite: bool, resume: bool
 ) -> list[dict[str, Any]]:
@@ -366,7 +317,7 @@ def _to_do(
     if overwrite and resume:
         raise UserError("--overwrite replaces finished cases and --resume keeps them; give one of them")
     for patient in patients:
-        folder, scans = out / patient["case"], _scans(patient)
+        folder, scans = out / patient["case"], scans_of(patient)
         if any(Path(realpath(scan)).is_relative_to(realpath(folder)) for scan in scans):
             raise UserError(f"results would go to {folder}, among the scans; give another --out")
 
