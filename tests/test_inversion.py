@@ -1,10 +1,13 @@
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from cohort import oblique_affine
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, Invertd, Spacingd
-from tissnet_components.inversion import InvertTogetherd, sample_where_not_zero
+from monai.transforms import Compose, CropForegroundd, Invertd, InvertibleTransform, Spacingd
+from tissnet_components.inversion import AFFINE_GRID, GRID_SAMPLE, InvertTogetherd, sample_where_not_zero
 from tissnet_components.transforms import NormalizeBrain, NormalizeBraind
 
 OBLIQUE = oblique_affine((0.9, 1.1, 5))
@@ -56,3 +59,35 @@ def test_where_all_is_zero_nothing_is_sampled_and_the_rest_is_bit_by_bit_pytorch
     settings = {"mode": "bilinear", "padding_mode": padding, "align_corners": align_corners}
     sampled = torch.nn.functional.grid_sample(volume, grid, **settings)
     assert torch.equal(sample_where_not_zero(volume, (oblique, size), **settings), sampled)
+
+
+def test_while_maps_are_brought_back_other_threads_have_pytorchs_sampling():
+    spacing = Spacingd("image", pixdim=(0.7, 1.3, 2.0), mode="bilinear")
+    grid = partial(torch.nn.functional.affine_grid, torch.eye(3, 4)[None], [1, 1, 2, 2, 2], align_corners=False)
+    meanwhile = []
+
+    class Elsewhere(InvertibleTransform):
+        def __call__(self, data):
+            return data
+
+        def inverse(self, data):
+            with ThreadPoolExecutor(1) as pool:
+                meanwhile.append(pool.submit(grid).result())
+            return data
+
+    preprocessing = Compose([spacing, Elsewhere()])
+    data = preprocessing({"image": MetaTensor(torch.rand(1, 9, 8, 7), affine=torch.from_numpy(OBLIQUE))})
+    InvertTogetherd("fine", preprocessing, "image")({**data, "fine": MetaTensor(data["image"].clone())})
+    assert len(meanwhile) == 1 and torch.equal(meanwhile[0], grid())
+
+
+def test_maps_of_several_patients_at_once_are_as_they_are_alone_and_pytorchs_sampling_is_left_as_it_was():
+    spacing = Spacingd("image", pixdim=(0.7, 1.3, 2.0), mode="bilinear")
+    data = spacing({"image": MetaTensor(torch.rand(1, 9, 8, 7), affine=torch.from_numpy(OBLIQUE))})
+    maps = {**data, "fine": MetaTensor(data["image"].clone())}
+    back = InvertTogetherd("fine", Compose([spacing]), "image")
+    alone = back(maps)["fine"]
+    with ThreadPoolExecutor(4) as pool:
+        inverted = [pool.submit(back, maps) for _ in range(50)]
+    assert all(torch.equal(one.result()["fine"], alone) for one in inverted)
+    assert torch.nn.functional.grid_sample is GRID_SAMPLE and torch.nn.functional.affine_grid is AFFINE_GRID

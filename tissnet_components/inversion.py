@@ -1,7 +1,9 @@
 """Maps on their way back to the scan's grid: MONAI's ``Invertd``, of several at once, and only where they are not 0."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock, get_ident
 from typing import Any
 from unittest.mock import patch
 
@@ -12,6 +14,7 @@ from torch import nn
 
 AFFINE_GRID, GRID_SAMPLE = nn.functional.affine_grid, nn.functional.grid_sample
 SLAB = 8  # planes: their grid fits a processor's cache
+PATCHING = Lock()
 
 
 class InvertTogetherd(MapTransform):
@@ -44,10 +47,23 @@ class InvertTogetherd(MapTransform):
             name: self.background.get(name, 0) for name in self.key_iterator(data)
         }  # MONAI's Invertd fills with 0
         together = torch.cat([data[name] - value for name, value in beyond.items()])
-        with patch.multiple(nn.functional, affine_grid=_later, grid_sample=sample_where_not_zero):
+        with _sampling_where_not_zero():
             inverted = self.invert({**data, "together": together})["together"]
         restored = zip(beyond.items(), inverted.split([len(data[name]) for name in beyond]), strict=True)
         return {**data, **{name: one + value if value else one for (name, value), one in restored}}
+
+
+@contextmanager
+def _sampling_where_not_zero() -> Iterator[None]:
+    """Let MONAI resample by `sample_where_not_zero`, in this thread: others, which read scans, keep PyTorch's way."""
+    own = get_ident()
+
+    def here(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (ours if get_ident() == own else theirs)(*args, **kwargs)
+
+    grid, sample = here(_later, AFFINE_GRID), here(sample_where_not_zero, GRID_SAMPLE)
+    with PATCHING, patch.multiple(nn.functional, affine_grid=grid, grid_sample=sample):
+        yield
 
 
 def sample_where_not_zero(

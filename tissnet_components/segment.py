@@ -253,8 +253,8 @@ def _of_any_subset(bundle: Path, weights: Path | None) -> "ConfigParser | None":
     return _read_bundle(bundle, None, f"inference_{ANY_SUBSET}")
 
 
-def _known_outputs(outputs: str | Sequence[str]) -> list[str]:
-    outputs = as_list(outputs)
+def _known_outputs(outputs: Any) -> list[str]:  # Fire makes of a value what it looks like
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
     unknown = [name for name in outputs if name not in MAPS]
     if unknown or not outputs:
         raise UserError(f"--outputs knows {', '.join(MAPS)}; got {', '.join(map(str, unknown)) or 'none'}")

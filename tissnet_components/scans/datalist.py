@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
-from typing import Any
 
 from tissnet_components.errors import BadCase, UserError
 from tissnet_components.files import user_path
@@ -171,8 +170,7 @@ def _files(case: Mapping) -> list[str]:
     return [file for key in FILE_KEYS for file in as_list(case.get(key))]
 
 
-def as_list(values: Any) -> list:
-    """One value or several, such as a case's files; of None, none."""
-    if values is None:
+def as_list(files: str | Path | Sequence | None) -> list:
+    if files is None:
         return []
-    return list(values) if isinstance(values, list | tuple) else [values]
+    return [files] if isinstance(files, str | Path) else list(files)
