@@ -51,9 +51,41 @@ def load_weights(
     return network
 
 
-def started_from(network: Network, weights: str | None) -> Network:
-    """The network as a training begins: with the weights of another, of any voxel size, or if None by chance."""
-    return network if weights is None else load_weights(network, weights, missing="give --start_from another file")
+def started_from(network: Network, weights: str | Mapping[str, str] | None) -> Network:
+    """The network as a training begins: by chance, with another's weights, or with a U-Net's in parts of the cascade.
+
+    Args:
+        weights: None; a file, of any voxel size; or for ``generator`` or ``segmentor``, each a file of direct
+            segmentation: the part takes its encoder, and each segmentation (``coarse`` or ``fine``) its decoder. What
+            the part sees beyond the U-Net's input, the last channels, counts for nothing at first.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`; or the network has no such part.
+    """
+    if not isinstance(weights, Mapping):
+        return network if weights is None else load_weights(network, weights, missing="give --start_from another file")
+    for name, path in weights.items():
+        part = getattr(network, name, None)
+        if not isinstance(part, nn.Module):
+            raise UserError(f"--start_from names {name!r}; the parts of this network are generator and segmentor")
+        unet = _widened(read_state(path), part.state_dict())
+        check_weights_fit(part, {**part.state_dict(), **unet}, path)
+        part.load_state_dict({**part.state_dict(), **unet})
+    return network
+
+
+def _widened(unet: Mapping[str, torch.Tensor], part: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A U-Net's state under a part's names, the first convolution's missing input channels 0."""
+    state = {}
+    for name, value in unet.items():
+        branches = [name.replace(".fine.", f".{branch}.") for branch in ("coarse", "fine")]
+        for known in {branch for branch in branches if branch in part} or {name}:
+            state[known] = value
+    first = "encoder.levels.0.0.weight"
+    if first in state and first in part and state[first].ndim == part[first].ndim:
+        missing = part[first].shape[1] - state[first].shape[1]
+        state[first] = nn.functional.pad(state[first], [0, 0] * 3 + [0, max(missing, 0)])
+    return state
 
 
 def keep_recipe(weights: str | Path, recipe: Mapping[str, Any]) -> None:

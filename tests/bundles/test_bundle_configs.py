@@ -17,7 +17,7 @@ from tissnet_components.metrics import box_around, dice
 from tissnet_components.results.maps import SaveImageOverviewd
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.transforms import NormalizeBrain
-from tissnet_components.weights import keep_recipe
+from tissnet_components.weights import keep_recipe, started_from
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -262,6 +262,39 @@ def test_a_training_may_begin_with_the_weights_of_a_coarser_one(tmp_path):
     begun = parse("train", **TINY, start_from=str(tmp_path / "model.pt")).get_parsed_content("network").state_dict()
     assert all(torch.equal(begun[name], value) for name, value in coarse.items())
     assert not all(torch.equal(by_chance[name], value) for name, value in coarse.items())
+
+
+@pytest.fixture
+def direct(tmp_path):
+    settings = {**TINY, "input_keys": ["image"]}
+    unet = parse("train", "direct_segmentation", **settings).get_parsed_content("network").eval()
+    torch.save(unet.state_dict(), tmp_path / "direct_image.pt")
+    return unet, str(tmp_path / "direct_image.pt")
+
+
+def test_a_cascade_that_begins_with_direct_segmentations_weights_begins_with_its_answer(direct):
+    unet, path = direct
+    parser = parse("train", **TINY, start_from={"generator": path, "segmentor": path})
+    network, image = parser.get_parsed_content("network").eval(), torch.rand(1, 3, 16, 16, 8) * 2 - 1
+    with torch.no_grad():
+        maps, answer = network.cascade(image), unet(image)
+    torch.testing.assert_close(maps["coarse"], answer)
+    torch.testing.assert_close(maps["fine"], answer)
+    assert not torch.allclose(maps["error"], answer)
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "finding"),
+    [
+        ("head", {}, "the parts of this network are generator and segmentor"),
+        ("segmentor", {"regions": ["whole tumor", "tumor core"]}, "does not fit the configured network: decoders.fine"),
+        ("generator", {"source_modalities": ["t1", "t2"]}, "does not fit the configured network: encoder"),
+    ],
+)
+def test_a_cascade_does_not_begin_with_weights_that_do_not_fit(direct, part, options, finding):
+    network = parse("train", **{**TINY, **options}).get_parsed_content("network_def")
+    with pytest.raises(ValueError, match=finding):
+        started_from(network, {part: direct[1]})
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
