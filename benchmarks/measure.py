@@ -5,10 +5,14 @@ import multiprocessing
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -65,13 +69,49 @@ def _serve(build: Callable[[str], Callable[[], object]], variant: str, connectio
         start = time.perf_counter()
         returned = action()
         connection.send(time.perf_counter() - start)
-    peak = in_mib(resource.getrusage(resource.RUSAGE_SELF))
-    connection.send((returned if isinstance(returned, dict) else {}, peak))
+    connection.send((returned if isinstance(returned, dict) else {}, peak_mib()))
 
 
-def in_mib(usage: resource.struct_rusage) -> float:
-    """The largest resident memory that a process had."""
-    return usage.ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+def peak_mib() -> float:
+    """The largest resident memory that this process had; Linux counts what its parent had, except in this file."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    told = [int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")]
+    return told[0] if told else in_mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def in_mib(maxrss: float) -> float:
+    """Of the unit in which this system counts resident memory."""
+    return maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+LAUNCH = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[2:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as told:
+    print(usage.ru_maxrss, usage.ru_utime, file=told)
+sys.exit(status)
+"""
+
+
+def run_process(command: Sequence[str], **options: Any) -> dict[str, float]:
+    """Wall-clock and CPU seconds of a process with its children, and the peak memory of the largest of them.
+
+    A small process starts it, since no process peaks below the one that started it.
+
+    Args:
+        options: of ``subprocess.run``.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    with TemporaryDirectory() as folder:
+        told, start = Path(folder, "usage"), time.perf_counter()
+        subprocess.run([sys.executable, "-S", "-c", LAUNCH, str(told), *command], check=True, **options)
+        seconds = time.perf_counter() - start
+        maxrss, cpu = map(float, told.read_text(encoding="utf-8").split())
+    return {"seconds": seconds, "cpu": cpu, "peak_mib": in_mib(maxrss)}
 
 
 def show(results: dict) -> None:

@@ -9,7 +9,6 @@ Each measurement is a process of its own, and its result a line in OUT/peers.jso
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from statistics import median
 
 import fire
 
-from benchmarks.measure import in_mib
+from benchmarks.measure import run_process
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "tissnet_brats"
@@ -100,19 +99,12 @@ def table(found: dict[str, list[dict]]) -> str:
 def _measure(command: Sequence[str] | tuple[Sequence[str], dict[str, str]], log: Path) -> dict[str, float]:
     """Wall-clock and CPU seconds of a process with its children, and the peak of the largest of them."""
     words, environment = command if isinstance(command, tuple) else (command, {})
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with log.open("a", encoding="utf-8") as told:
         given = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-        process = subprocess.Popen(list(words), stdout=told, stderr=told, cwd=ROOT, env=given)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, words, f"see {log}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = {"seconds": time.perf_counter() - start, "cpu": after.ru_utime - before.ru_utime}
+        used = run_process(words, stdout=told, stderr=told, cwd=ROOT, env=given)
     if "step" in words:
-        seconds["seconds"] = json.loads(log.read_text(encoding="utf-8").strip().splitlines()[-1])["step"]
-    return seconds | {"peak_mib": in_mib(usage)}
+        used["seconds"] = json.loads(log.read_text(encoding="utf-8").strip().splitlines()[-1])["step"]
+    return used
 
 
 def _prepare(name: str, scans: dict[str, str], folder: Path) -> Sequence[str] | tuple[Sequence[str], dict[str, str]]:

@@ -1,15 +1,13 @@
 """``segment`` from the shell, from three files of 240 x 240 x 155 voxels to every result: start, time and memory."""
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.inference import BUNDLES
-from benchmarks.measure import in_mib, show
+from benchmarks.measure import run_process, show
 from benchmarks.scans import MODALITIES, write_case
 
 VARIANTS = {"package": [], "float32": ["--precision", "float32"]}
@@ -18,13 +16,8 @@ VARIANTS = {"package": [], "float32": ["--precision", "float32"]}
 def measure(*options: str) -> tuple[float, float]:
     """Seconds and peak MiB of ``segment`` with these options, as a process."""
     command = [sys.executable, "-W", "ignore", "-m", "tissnet_components", "segment", *options]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=BUNDLES.parent)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - start, in_mib(usage)
+    used = run_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=BUNDLES.parent)
+    return used["seconds"], used["peak_mib"]
 
 
 def run(repeats: int = 1) -> dict:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from benchmarks import __main__ as everything
 from benchmarks import gpu_check, growth, inference, loading, metrics, peers, quality, scans, subsets, training
 from benchmarks.__main__ import benchmark, table
-from benchmarks.measure import compare
+from benchmarks.measure import compare, run_process
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
 
 WEIGHTS = {
@@ -200,3 +202,14 @@ def test_time_to_quality_counts_the_work_and_no_breaks(tmp_path, capsys):
     found, values = quality.curve(tmp_path / "one" / "model_tensorboard", "val_dice")
     assert found.tolist() == pytest.approx([2, 3]) and values.tolist() == pytest.approx([0.5, 0.7])
     assert (tmp_path / "quality.png").stat().st_size > 1000
+
+
+def test_a_small_process_peaks_at_little_whatever_its_parent_holds():
+    held = torch.ones(2**27)  # 512 MiB
+    used = run_process([sys.executable, "-S", "-c", "pass"])
+    assert len(held) and 0 < used["peak_mib"] < 100 and used["cpu"] < used["seconds"]
+
+
+def test_a_process_that_fails_is_not_measured():
+    with pytest.raises(subprocess.CalledProcessError):
+        run_process([sys.executable, "-S", "-c", "raise SystemExit(3)"])
