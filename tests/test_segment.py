@@ -23,7 +23,7 @@ from tissnet_components import weights
 from tissnet_components.errors import user_error
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.patients import find_patients
-from tissnet_components.raw import patients
+from tissnet_components.raw import prepare_scans as room
 from tissnet_components.raw.prepare_scans import Prepared, RawScan
 from tissnet_components.scans.dicom import Series, find_series, read_series
 from tissnet_components.segment import segment
@@ -821,12 +821,12 @@ def shifted(monkeypatch) -> np.ndarray:
         for name, scan in given.items():
             volume = read_series(scan) if isinstance(scan, Series) else nib.load(scan)
             pose = np.eye(4) if isinstance(scan, Series) else shift
-            patients.write_marked(np.asarray(volume.dataobj), volume.affine, files[name])
+            room.write_marked(np.asarray(volume.dataobj), volume.affine, files[name])
             grid, slices = (volume.shape, pose @ volume.affine), getattr(scan, "files", ())
             found.append(RawScan(name, grid, str(scan), "given", pose, {"covered": 1.0}, slices))
         return Prepared(files, tuple(found), "t1ce", {"brain_ml": 1400.0})
 
-    monkeypatch.setattr(patients, "prepare_scans", prepare_scans)
+    monkeypatch.setattr(room, "prepare_scans", prepare_scans)
     return shift
 
 
@@ -878,8 +878,21 @@ def test_what_raw_left_is_resumed_shown_and_goes_when_the_mask_is_replaced(
     assert files_below(tmp_path) == {"anna/anna_seg.nii.gz", "anna/anna_summary.json"}
 
 
-def test_raw_is_refused_where_it_means_nothing(bundle, vs_bundle, scans, tmp_path):
-    assert "takes scans as the scanner gave them" in refused(vs_bundle, t2=scans["t2"], out=tmp_path, raw=True)
+def test_a_small_schwannoma_scan_is_found_in_raw_as_it_is_without(vs_bundle, scans, tmp_path):
+    for raw in (True, False):
+        segment(str(vs_bundle), t2=scans["t2"], out=tmp_path, case=f"raw{raw}", outputs="seg", device="cpu", raw=raw)
+    masks = [nib.load(tmp_path / name) for name in ("rawFalse/rawFalse_seg.nii.gz", "rawTrue/rawTrue_seg_t2.nii.gz")]
+    for other in (masks[1], nib.load(tmp_path / "rawTrue/rawTrue_seg.nii.gz")):
+        np.testing.assert_array_equal(np.asarray(other.dataobj), np.asarray(masks[0].dataobj))
+        np.testing.assert_allclose(other.affine, masks[0].affine, atol=1e-4)
+
+
+def test_raw_is_refused_where_it_means_nothing(bundle, scans, tmp_path):
+    old = Path(shutil.copytree(bundle, tmp_path / "old"))
+    config = json.loads((old / "configs/inference.json").read_text())
+    del config["preparation"]
+    (old / "configs/inference.json").write_text(json.dumps(config))
+    assert "does not know --raw; fetch the bundle again" in refused(old, **scans, out=tmp_path, raw=True)
     options = {"out": tmp_path, "raw": True, "dicom_seg": True}
     assert "no folder; leave it out" in refused(bundle, **scans, **options)
     assert "add seg to --outputs" in refused(bundle, **{**scans, "t2": tmp_path}, **options, outputs="error")

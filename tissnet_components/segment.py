@@ -128,8 +128,9 @@ def segment(
             is 1.
         shard: of many patients, the part that this job does: 3/16 is the third of sixteen parts. Jobs of all parts, at
             any time and on any machine, do every patient once.
-        raw: scans of glioma as the scanner gave them: registers them, strips the skull, and also writes the mask on
-            every scan's own grid (_seg_t1.nii.gz and so on). Needs the extra raw.
+        raw: scans as the scanner gave them: registers them, strips the skull, or for schwannoma crops them to the
+            auditory canals, and also writes the mask on every scan's own grid (_seg_t1.nii.gz and so on). Needs the
+            extra raw.
         bids: file the masks also as BIDS derivatives, below OUT/derivatives/tissnet.
 
     Raises:
@@ -182,9 +183,9 @@ def segment(
     if raw:
         from tissnet_components.raw.patients import prepare_patients
 
-        prepared, failed = prepare_patients(
-            todo, modalities, known, series, out, _mask_terms(own) if dicom_seg else None
-        )
+        terms = _mask_terms(own) if dicom_seg else None
+        prepare = own.get_parsed_content("preparation")
+        prepared, failed = prepare_patients(prepare, todo, modalities, known, series, out, terms)
         todo, series = [patient for patient in todo if patient["case"] in prepared], {}
     settings = {
         "output_dir": str(out),
@@ -271,8 +272,8 @@ def _check_dicom(patients: list[dict[str, Any]], raw: bool) -> None:
 
 
 def _check_raw(parser: "ConfigParser", bundle: Path) -> None:
-    if "force" not in parser:  # which only a bundle has that wants prepared scans
-        raise UserError(f"{bundle} takes scans as the scanner gave them; leave out --raw")
+    if "preparation" not in parser:
+        raise UserError(f"{bundle} is of a version that does not know --raw; fetch the bundle again")
 
 
 def _mask_terms(parser: "ConfigParser") -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_every_other_file_is_the_same_text(name):
 
 @pytest.mark.parametrize(
     ("name", "own"),
-    [("train", OWN_SETTINGS), ("inference", OWN_RECIPE | {"force"}), ("recipe", OWN_RECIPE)],
+    [("train", OWN_SETTINGS), ("inference", OWN_RECIPE | {"force", "preparation"}), ("recipe", OWN_RECIPE)],
     ids=["train", "inference", "recipe"],
 )
 def test_the_main_configs_differ_in_the_tasks_settings_alone(name, own):

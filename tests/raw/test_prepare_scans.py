@@ -70,7 +70,7 @@ def test_a_scan_of_half_the_brain_fails_with_its_share(tmp_path, monkeypatch):
     half = head("t2", np.eye(4), stripped=True)
     nib.save(half.slicer[:, :, 34:], tmp_path / "half.nii.gz")
     patient = {"case": "anna", "any_subset": False, "image": [str(whole), str(tmp_path / "half.nii.gz")]}
-    prepared, failed = prepare_patients([patient], ["t1", "t2"], [], {}, tmp_path / "results")
+    prepared, failed = prepare_patients(prepare_scans, [patient], ["t1", "t2"], [], {}, tmp_path / "results")
     assert prepared == {}
     assert "half.nii.gz shows" in failed["anna"] and "of the brain, expected 95% or more" in failed["anna"]
     assert not list((tmp_path / "results").rglob("*.nii.gz"))

@@ -1,14 +1,14 @@
 """`segment --raw`: prepare every patient before the network runs, and bring its masks back to every scan."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tissnet_components.errors import UserError, in_one_sentence
 from tissnet_components.files import to_json, write_atomic
-from tissnet_components.raw.prepare_scans import Prepared, prepare_scans, to_native, write_marked
+from tissnet_components.raw.prepare_scans import Prepared, to_native, write_marked
 from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
 from tissnet_components.results.files import NATIVE, NATIVE_DICOM, PREPARED, case_file, remove_prepared
 from tissnet_components.scans.choice import with_series
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 
 def prepare_patients(
+    prepare: Callable[..., Prepared],
     patients: Sequence[dict[str, Any]],
     modalities: Sequence[str],
     known: Sequence[str],
@@ -28,6 +29,7 @@ def prepare_patients(
     """Prepare raw scans, one patient after the other; a bad one is told and left as it is.
 
     Args:
+        prepare: what the network wants done, such as `prepare_scans` or `prepare_canals`.
         patients: entries of ``case``, ``any_subset`` and ``image``, which becomes the prepared scans.
         modalities: what the scans of a patient are, in order; of one of any subset, ``known``, with None for what it
             lacks.
@@ -42,7 +44,7 @@ def prepare_patients(
     for patient in patients:
         case, names = patient["case"], known if patient["any_subset"] else modalities
         try:
-            prepared[case] = _prepare(case, patient["image"], names, series, out, dicom_seg)
+            prepared[case] = _prepare(prepare, case, patient["image"], names, series, out, dicom_seg)
         except Exception as error:  # whatever it is, the other patients go on
             failed[case] = in_one_sentence(error)
             continue
@@ -78,6 +80,7 @@ def write_native(out: Path, case: str, prepared: Prepared, dicom_seg: Mapping[st
 
 
 def _prepare(
+    prepare: Callable[..., Prepared],
     case: str,
     image: str | Sequence[str | None],
     contrasts: Sequence[str],
@@ -95,7 +98,7 @@ def _prepare(
         if doubts := check_dicom_seg(scan.files, **dicom_seg):
             tqdm.write(f"{case}: {doubts}")
     remove_prepared(out, case)
-    prepared = prepare_scans(case, dict(zip(there, scans, strict=True)), out / case / PREPARED, tqdm.write)
+    prepared = prepare(case, dict(zip(there, scans, strict=True)), out / case / PREPARED, tqdm.write)
     for line in table_of(prepared):
         tqdm.write(f"  {line}")
     return prepared
@@ -103,7 +106,7 @@ def _prepare(
 
 def table_of(prepared: Prepared) -> list[str]:
     """What was taken for which contrast, why, and how well it fits, a line each."""
-    rows = [("contrast", "scan", "why", "brain shown", "fit to the brain's scan")]
+    rows = [("contrast", "scan", "why", "shown", "fit to the brain's scan")]
     for scan in prepared.scans:
         fit = scan.measures.get("fit")
         rows.append(

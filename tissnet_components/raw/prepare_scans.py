@@ -74,23 +74,15 @@ def prepare_scans(
         BadCase: a scan cannot be read, or does not pass the checks: does not cover the brain, does not fit the
             reference, or shows no brain of plausible size and place.
     """
-    raw = {contrast: _read(scan) for contrast, scan in scans.items()}
-    reference = "t1ce" if "t1ce" in raw else min(raw, key=lambda name: np.prod(voxel_sizes(raw[name].affine)))
-    seen = next((name for name in BEST_FIRST if name in raw), reference)
-    tell(f"{case}: registering {', '.join(name for name in raw if name != reference) or 'nothing'} to {reference}")
-    to_scan = {name: np.eye(4) if name == reference else register(raw[reference], raw[name]) for name in raw}
-    tell(f"{case}: looking for the brain in {seen}")
-    rough = brain_mask_of(raw[seen], seen)
-    tell(f"{case}: registering the brain to the atlas")
-    atlas = atlas_brain()
-    brain = np.asarray(raw[seen].dataobj, dtype=np.float32) * np.asarray(rough.dataobj)
-    pose = np.linalg.inv(to_scan[seen]) @ register(atlas, nib.Nifti1Image(brain, raw[seen].affine))
+    raw = read_scans(scans)
+    reference, to_scan = registered(case, raw, tell)
+    seen, rough, pose = brain_placed(case, raw, reference, to_scan, tell)
     transforms = {name: to_scan[name] @ pose for name in raw}
     tell(f"{case}: resampling to 1 mm")
     common = {name: to_common(raw[name], transforms[name]) for name in raw}
     mask = _final_mask(common[seen], seen, to_common(rough, transforms[seen]))
     found = _found(raw, common, transforms, mask, seen, scans)
-    measures = _of_brain(mask, atlas)
+    measures = _of_brain(mask)
     _check(case, found, measures)
     files = {name: folder / f"{case}_{name}.nii.gz" for name in raw}
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +91,41 @@ def prepare_scans(
         write_transform(transforms[name], folder / f"{case}_{name}.tfm")
     write_marked(mask.astype(np.uint8), common_affine(), folder / f"{case}_brain.nii.gz")
     return Prepared(files, tuple(found), reference, measures)
+
+
+def read_scans(scans: Mapping[str, str | Path | Series]) -> dict[str, nib.Nifti1Image]:
+    """Contrast -> the scan as float32, checked alone.
+
+    Raises:
+        BadCase: a scan cannot be read or used.
+    """
+    return {contrast: _read(scan) for contrast, scan in scans.items()}
+
+
+def registered(
+    case: str, raw: Mapping[str, nib.Nifti1Image], tell: Callable[[str], object]
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The scan to which all are registered, and where its points lie in each."""
+    reference = "t1ce" if "t1ce" in raw else min(raw, key=lambda name: np.prod(voxel_sizes(raw[name].affine)))
+    tell(f"{case}: registering {', '.join(name for name in raw if name != reference) or 'nothing'} to {reference}")
+    return reference, {name: np.eye(4) if name == reference else register(raw[reference], raw[name]) for name in raw}
+
+
+def brain_placed(
+    case: str,
+    raw: Mapping[str, nib.Nifti1Image],
+    reference: str,
+    to_scan: Mapping[str, np.ndarray],
+    tell: Callable[[str], object],
+) -> tuple[str, nib.Nifti1Image, np.ndarray]:
+    """In which scan the brain was found, its mask there, and where the atlas's points lie in the reference."""
+    seen = next((name for name in BEST_FIRST if name in raw), reference)
+    tell(f"{case}: looking for the brain in {seen}")
+    rough = brain_mask_of(raw[seen], seen)
+    tell(f"{case}: registering the brain to the atlas")
+    brain = np.asarray(raw[seen].dataobj, dtype=np.float32) * np.asarray(rough.dataobj)
+    pose = register(atlas_brain(), nib.Nifti1Image(brain, raw[seen].affine))
+    return seen, rough, np.linalg.inv(to_scan[seen]) @ pose
 
 
 def common_affine() -> np.ndarray:
@@ -133,7 +160,7 @@ def to_native(mask: nib.Nifti1Pair, scan: RawScan) -> np.ndarray:
     native = np.zeros(scan.grid[0], np.uint8)
     for label in np.unique(labels[labels > 0]):
         alone = nib.Nifti1Image((labels == label).astype(np.float32), place)
-        share = np.asarray(resample_from_to(alone, scan.grid, order=1).dataobj)
+        share = np.asarray(resample_from_to(alone, scan.grid, order=1, mode="grid-constant").dataobj)  # edges count
         native[share > most] = label
         most, whole = np.maximum(most, share), whole + share
     native[whole <= 0.5] = 0
@@ -147,16 +174,26 @@ def atlas_brain() -> nib.Nifti1Image:
     Raises:
         ImportError: nilearn is not installed.
     """
+    template, inside = _icbm152()
+    return nib.Nifti1Image(np.asarray(template.dataobj, dtype=np.float32) * inside, from_atlas() @ template.affine)
+
+
+@lru_cache(maxsize=1)
+def from_atlas() -> np.ndarray:
+    """(4, 4): points of ICBM152, RAS mm, to those of the common space."""
+    template, inside = _icbm152()
+    smaller = np.diag([*(1 / np.array(ATLAS_LARGER)), 1])
+    smaller[:3, 3] = -apply_affine(smaller @ template.affine, np.array(ndimage.center_of_mass(inside)))
+    return from_matvec(euler2mat(x=np.radians(ATLAS_TURNED))) @ smaller
+
+
+def _icbm152() -> tuple[nib.Nifti1Image, np.ndarray]:
+    """The template, and where its brain is."""
     try:
         from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
     except ImportError as error:
         raise PackageMissing('--raw needs nilearn, which is not installed; pip install -e ".[raw]"') from error
-    template, mask = load_mni152_template(1), load_mni152_brain_mask(1)
-    inside = np.asarray(mask.dataobj) > 0
-    affine = np.diag([*(1 / np.array(ATLAS_LARGER)), 1]) @ template.affine
-    affine[:3, 3] -= apply_affine(affine, np.array(ndimage.center_of_mass(inside)))
-    affine = from_matvec(euler2mat(x=np.radians(ATLAS_TURNED))) @ affine
-    return nib.Nifti1Image(np.asarray(template.dataobj, dtype=np.float32) * inside, affine)
+    return load_mni152_template(1), np.asarray(load_mni152_brain_mask(1).dataobj) > 0
 
 
 def write_marked(array: np.ndarray, affine: np.ndarray, file: Path) -> None:
@@ -194,19 +231,32 @@ def _found(
     points = apply_affine(common_affine(), voxels)
     found = []
     for name, volume in raw.items():
-        places = apply_affine(np.linalg.inv(volume.affine) @ transforms[name], points)
-        inside = ((places > -0.5) & (places < np.array(volume.shape) - 0.5)).all(1)
-        measures = {"covered": round(float(inside.mean()), 4)}
+        measures = {"covered": round(float(inside_view(volume, transforms[name], points).mean()), 4)}
         if name != seen:
             measures["fit"] = round(fit_of(*(masked(common[which], mask) for which in (seen, name))), 4)
-        given = scans[name]
-        told, reason, files = (
-            (given.description or given.uid, given.reason, () if given.converted else given.files)
-            if isinstance(given, Series)
-            else (given, "given", ())
-        )
-        found.append(RawScan(name, (volume.shape, volume.affine), str(told), reason, transforms[name], measures, files))
+        found.append(as_found(name, scans[name], volume, transforms[name], measures))
     return found
+
+
+def as_found(
+    contrast: str,
+    given: str | Path | Series,
+    volume: nib.Nifti1Image,
+    transform: np.ndarray,
+    measures: Mapping[str, float],
+) -> RawScan:
+    """A scan as it was given, with what was found of it."""
+    grid = (volume.shape, volume.affine)
+    if not isinstance(given, Series):
+        return RawScan(contrast, grid, str(given), "given", transform, measures)
+    files = () if given.converted else given.files
+    return RawScan(contrast, grid, given.description or given.uid, given.reason, transform, measures, files)
+
+
+def inside_view(volume: nib.Nifti1Image, transform: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Which points of the common space, (..., 3), lie in a scan's field of view: (...)."""
+    places = apply_affine(np.linalg.inv(volume.affine) @ transform, points)
+    return ((places > -0.5) & (places < np.array(volume.shape) - 0.5)).all(-1)
 
 
 def masked(volume: nib.Nifti1Image, mask: np.ndarray) -> nib.Nifti1Image:
@@ -243,13 +293,20 @@ def _information_of(one: np.ndarray, other: np.ndarray) -> float:
     return float(mutual_info_score(None, None, contingency=joint))
 
 
-def _of_brain(mask: np.ndarray, atlas: nib.Nifti1Image) -> dict[str, float]:
+def _of_brain(mask: np.ndarray) -> dict[str, float]:
     """Volume of the brain in ml, and its Dice with the atlas's."""
-    there = resample_from_to(atlas, (COMMON_SHAPE, common_affine()), order=1)
-    expected = np.asarray(there.dataobj) > 0
-    dice = 2 * (mask & expected).sum() / max(int(mask.sum() + expected.sum()), 1)
     voxel_ml = abs(np.linalg.det(common_affine()[:3, :3])) / 1000
-    return {"brain_ml": round(float(mask.sum() * voxel_ml), 1), "atlas": round(float(dice), 4)}
+    found = nib.Nifti1Image(mask.astype(np.uint8), common_affine())
+    return {"brain_ml": round(float(mask.sum() * voxel_ml), 1), "atlas": likeness(found, np.eye(4))}
+
+
+def likeness(brain: nib.Nifti1Image, transform: np.ndarray) -> float:
+    """Dice of a brain's mask on a grid that the common space's points reach by `transform`, with the atlas's there."""
+    atlas = atlas_brain()
+    there = nib.Nifti1Image(atlas.dataobj, transform @ atlas.affine)
+    expected = np.asarray(resample_from_to(there, (brain.shape, brain.affine), order=1).dataobj) > 0
+    mask = np.asarray(brain.dataobj) > 0
+    return round(2 * float((mask & expected).sum()) / max(int(mask.sum() + expected.sum()), 1), 4)
 
 
 def _check(case: str, scans: list[RawScan], measures: Mapping[str, float]) -> None:

@@ -47,7 +47,7 @@ def write_bids(out: Path, case: str, names: Mapping[str, int], algorithm: str, v
     entities = entities_of(case)
     summary = json.loads(case_file(out, case, "summary").read_bytes())
     scans = summary.get("raw", {}).get("scans", {})
-    grids = {"seg": ("common", "BraTS's, 1 mm") if prepared_scans(out, case) else ("orig", "the first scan's")}
+    grids = {"seg": ("common", "the prepared scans'") if prepared_scans(out, case) else ("orig", "the first scan's")}
     grids |= {NATIVE[name]: (SPACES[name], f"that of {scan['file']}") for name, scan in scans.items()}
     for kind, (space, grid) in grids.items():
         mask = case_file(out, case, kind)
