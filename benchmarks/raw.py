@@ -7,11 +7,12 @@ The first compares with a study's published transforms and brain mask. The secon
 into thick slices, and brings them back.
 Every contrast is turned and shifted on its own, and gets its own grid. Printed for each patient: the error of the
 registration between the contrasts (median over the brain), the Dice of the prepared scans, of those that were cut into
-the same slices but not moved, and of the raw ones, the time of the processor, and the most memory so far.
+the same slices but not moved, and of the raw ones, the time of the processor for these, and the most memory.
 """
 
 import json
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from tempfile import TemporaryDirectory
@@ -62,22 +63,29 @@ def study(folder: str) -> None:
         print(f"{name}: Dice of the brain {_dice(brain, resample_from_to(mask, brain, order=0)):.3f}")
 
 
-def unprepared(cases: str, bundle: str, number: int = 12, seed: int = 0) -> None:
-    """Print a line per patient."""
+def unprepared(cases: str, bundle: str, number: int = 12, start: int = 0, seed: int = 0) -> None:
+    """Print a line per patient, each measured by a process of its own; `start` leaves out as many."""
     rng = np.random.default_rng(seed)
     folders = sorted(folder for folder in user_path(cases).iterdir() if folder.is_dir())[:number]
+    poses = [{name: _pose(rng) for name in CONTRASTS} for _ in folders]
     print("| patient | registration, mm | Dice prepared | Dice cut alone | Dice raw | CPU s | memory, GiB |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for folder in folders:
-        with TemporaryDirectory() as temporary:
-            print(_row(folder, user_path(bundle), Path(temporary), rng), flush=True)
+    print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        for folder, moves in list(zip(folders, poses, strict=True))[start:]:
+            print(pool.submit(_row, folder, user_path(bundle), moves).result(), flush=True)
 
 
-def _row(folder: Path, bundle: Path, temporary: Path, rng: np.random.Generator) -> str:
+def _row(folder: Path, bundle: Path, poses: dict[str, np.ndarray]) -> str:
+    with TemporaryDirectory() as temporary:
+        return _measured(folder, bundle, Path(temporary), poses)
+
+
+def _measured(folder: Path, bundle: Path, temporary: Path, poses: dict[str, np.ndarray]) -> str:
     case = folder.name
     scans = {name: folder / f"{case}_{name}.nii.gz" for name in CONTRASTS}
     label = nib.load(folder / f"{case}_seg.nii.gz")
-    poses = dict(_unprepared(scans, temporary, rng))
+    for name, file in scans.items():
+        nib.save(_cut(nib.load(file), poses[name], name), temporary / f"{name}.nii.gz")
     segment(bundle, **scans, out=temporary / "prepared", case="case", outputs=["seg"])
     cut = {name: _cut_alone(file, name, temporary) for name, file in scans.items()}
     segment(bundle, **cut, out=temporary / "cut", case="case", outputs=["seg"], force=True)
@@ -103,17 +111,14 @@ def _row(folder: Path, bundle: Path, temporary: Path, rng: np.random.Generator) 
     return f"| {case} | {' | '.join(cells)} |"
 
 
-def _unprepared(scans: dict[str, Path], folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    """Writes the scans as a scanner might have given them; contrast -> where the points of the head then lie."""
-    for name, file in scans.items():
-        volume = nib.load(file)
-        pose = np.eye(4)
-        axis = rng.normal(size=3)
-        turn = rng.uniform(0, MOST_DEGREES) * axis / np.linalg.norm(axis)
-        pose[:3, :3] = Rotation.from_rotvec(turn, degrees=True).as_matrix()
-        pose[:3, 3] = rng.uniform(-MOST_MM, MOST_MM, 3)
-        nib.save(_cut(volume, pose, name), folder / f"{name}.nii.gz")
-        yield name, pose
+def _pose(rng: np.random.Generator) -> np.ndarray:
+    """Where the points of the head lie after it turned and moved at random."""
+    pose = np.eye(4)
+    axis = rng.normal(size=3)
+    turn = rng.uniform(0, MOST_DEGREES) * axis / np.linalg.norm(axis)
+    pose[:3, :3] = Rotation.from_rotvec(turn, degrees=True).as_matrix()
+    pose[:3, 3] = rng.uniform(-MOST_MM, MOST_MM, 3)
+    return pose
 
 
 def _cut(volume: nib.Nifti1Image, pose: np.ndarray, name: str) -> nib.Nifti1Image:
