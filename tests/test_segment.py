@@ -887,6 +887,23 @@ def test_a_small_schwannoma_scan_is_found_in_raw_as_it_is_without(vs_bundle, sca
         np.testing.assert_allclose(other.affine, masks[0].affine, atol=1e-4)
 
 
+def test_inferring_takes_raw_scans_too_and_a_bad_one_ends_no_other(vs_bundle, tmp_path):
+    for case in ("anna", "bert"):
+        write_scans(tmp_path / "scans" / case)
+    nib.save(nib.Nifti1Image(np.ones((9, 9, 9)), np.eye(4)), tmp_path / "scans/bert/bert_t2.nii.gz")
+    parser = ConfigParser()
+    parser.read_config(str(vs_bundle / "configs/inference.json"))
+    parser.update({"bundle_root": str(vs_bundle), "dataset_dir": str(tmp_path / "scans"), "raw": True})
+    parser.update({"output_dir": str(tmp_path / "out"), "device": "cpu"})
+    parser.get_parsed_content("initialize")
+    with pytest.raises(SystemExit):
+        parser.get_parsed_content("inferring")
+    told = json.loads((tmp_path / "out/anna/anna_summary.json").read_text())["raw"]
+    assert told["scans"]["t2"]["file"] == str(tmp_path / "scans/anna/anna_t2.nii.gz")
+    assert (tmp_path / "out/anna/anna_seg_t2.nii.gz").is_file()
+    assert not (tmp_path / "out/bert").exists()
+
+
 def test_raw_is_refused_where_it_means_nothing(bundle, scans, tmp_path):
     old = Path(shutil.copytree(bundle, tmp_path / "old"))
     config = json.loads((old / "configs/inference.json").read_text())

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # seconds of imports, which are made when they are needed
     import torch
     from monai.bundle import ConfigParser
     from monai.engines import Evaluator
-    from tissnet_components.raw.prepare_scans import Prepared
 
 OUT = Path()
 UP_TO_DATE = (
@@ -178,15 +177,7 @@ def segment(
     todo = _to_do(patients, out, wanted, overwrite, resume)
     given_series = {"t1": t1_series, "t1ce": t1ce_series, "t2": t2_series, "flair": flair_series}
     series = {modality: name for modality, name in given_series.items() if name}
-    prepared: dict[str, Prepared] = {}
     failed: dict[str, str] = {}
-    if raw:
-        from tissnet_components.raw.patients import prepare_patients
-
-        terms = _mask_terms(own) if dicom_seg else None
-        prepare = own.get_parsed_content("preparation")
-        prepared, failed = prepare_patients(prepare, todo, modalities, known, series, out, terms)
-        todo, series = [patient for patient in todo if patient["case"] in prepared], {}
     settings = {
         "output_dir": str(out),
         "outputs": outputs,
@@ -195,6 +186,8 @@ def segment(
         "inferer::flips": flips,
         "consensus": consensus,
         "force": force or None,
+        "raw": raw or None,
+        "preparation::dicom_seg": _mask_terms(own) if raw and dicom_seg else None,
         "device": None if device is None else _available(device),
         "inferer::inferer::progress": not cases,
     }
@@ -202,7 +195,7 @@ def segment(
         theirs = [patient for patient in todo if parser is (any_subset if patient["any_subset"] else own)]
         if parser and theirs:
             parser.update({key: value for key, value in settings.items() if value is not None})
-            failed |= _run(parser, theirs, out, list(FILES) if overwrite else UP_TO_DATE, prepared, dicom_seg)
+            failed |= _run(parser, theirs, out, list(FILES) if overwrite else UP_TO_DATE, raw)
     if bids:
         for patient in patients:
             if patient["case"] not in failed:
@@ -361,19 +354,13 @@ def _read_bundle(bundle: Path, weights: Path | None, *overlays: str) -> "ConfigP
 
 
 def _run(
-    parser: "ConfigParser",
-    cases: list[dict[str, Any]],
-    out: Path,
-    former: Iterable[str],
-    prepared: Mapping[str, "Prepared"],
-    dicom_seg: bool,
+    parser: "ConfigParser", cases: list[dict[str, Any]], out: Path, former: Iterable[str], raw: bool
 ) -> dict[str, str]:
     """What `inferring` of the bundle does, of these cases. Returns the reasons of those that failed.
 
     Args:
         former: of these kinds, the files of a case from an earlier run are removed before new ones are written.
-        prepared: case -> its raw scans, which get the mask too.
-        dicom_seg: those among them that are DICOM series also get it as DICOM SEG.
+        raw: the scans are prepared anew; else what was prepared of them earlier is removed.
     """
     from monai.engines import IterationEvents
 
@@ -386,19 +373,10 @@ def _run(
         (case,) = engine.state.batch["case"]
         for name in former:
             case_file(out, case, name).unlink(missing_ok=True)
-        if case not in prepared:
+        if not raw:
             remove_prepared(out, case)
 
-    def bring_back(engine: "Evaluator") -> None:
-        from tissnet_components.raw.patients import write_native
-
-        case = engine.state.batch[0]["case"]
-        write_native(out, case, prepared[case], terms)
-
     evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, remove_former)
-    if prepared:
-        terms = _mask_terms(parser) if dicom_seg else None
-        evaluator.add_event_handler(IterationEvents.MODEL_COMPLETED, bring_back)  # after the results are written
     try:
         evaluator.run()
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from dicom_files import save_all, slices_of
 from raw.heads import PARTS, head, inside, rigid
 from tissnet_components.errors import BadCase
 from tissnet_components.raw import prepare_scans as room
-from tissnet_components.raw.patients import prepare_patients, table_of
+from tissnet_components.raw.patients import RawPatients, table_of
 from tissnet_components.raw.prepare_scans import RawScan, prepare_scans, to_common, to_native
 from tissnet_components.scans.choice import choose_series
 from tissnet_components.scans.nifti import check_readable
@@ -69,10 +69,9 @@ def test_a_scan_of_half_the_brain_fails_with_its_share(tmp_path, monkeypatch):
     whole = written(tmp_path, "t1", np.eye(4))
     half = head("t2", np.eye(4), stripped=True)
     nib.save(half.slicer[:, :, 34:], tmp_path / "half.nii.gz")
-    patient = {"case": "anna", "any_subset": False, "image": [str(whole), str(tmp_path / "half.nii.gz")]}
-    prepared, failed = prepare_patients(prepare_scans, [patient], ["t1", "t2"], [], {}, tmp_path / "results")
-    assert prepared == {}
-    assert "half.nii.gz shows" in failed["anna"] and "of the brain, expected 95% or more" in failed["anna"]
+    patients = RawPatients(prepare_scans, ["t1", "t2"], str(tmp_path / "results"))
+    with pytest.raises(BadCase, match=r"half\.nii\.gz shows .*% of the brain, expected 95% or more"):
+        patients({"case": "anna", "image": [str(whole), str(tmp_path / "half.nii.gz")]})
     assert not list((tmp_path / "results").rglob("*.nii.gz"))
 
 

@@ -1,12 +1,14 @@
-"""`segment --raw`: prepare every patient before the network runs, and bring its masks back to every scan."""
+"""`--raw`: prepare every patient before the network sees it, and bring its mask back to every scan."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tissnet_components.errors import UserError, in_one_sentence
+from monai.config import KeysCollection
+from monai.transforms import SaveImaged
+from tissnet_components.errors import UserError
 from tissnet_components.files import to_json, write_atomic
 from tissnet_components.raw.prepare_scans import Prepared, to_native, write_marked
 from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
@@ -17,40 +19,75 @@ from tissnet_components.scans.nifti import check_readable
 from tqdm import tqdm
 
 
-def prepare_patients(
-    prepare: Callable[..., Prepared],
-    patients: Sequence[dict[str, Any]],
-    modalities: Sequence[str],
-    known: Sequence[str],
-    series: Mapping[str, str],
-    out: Path,
-    dicom_seg: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Prepared], dict[str, str]]:
-    """Prepare raw scans, one patient after the other; a bad one is told and left as it is.
+class RawPatients:
+    """Prepares patients one by one, when each is loaded, and brings the mask of each back when it is written.
 
     Args:
-        prepare: what the network wants done, such as `prepare_scans` or `prepare_canals`.
-        patients: entries of ``case``, ``any_subset`` and ``image``, which becomes the prepared scans.
-        modalities: what the scans of a patient are, in order; of one of any subset, ``known``, with None for what it
-            lacks.
+        prepare: what the network wants done: `prepare_scans` or `prepare_canals`.
+        modalities: what the scans of a patient are, in order; None stands for a scan that is not there.
+        output_dir: the folder of the results; prepared scans go to ``CASE/prepared``.
         series: contrast -> the DICOM series to take, where the user says so.
-        out: the folder of the results; prepared scans go to ``CASE/prepared``.
-        dicom_seg: what a DICOM SEG tells, see `mask_terms`; a series to which none can refer is then a failure.
-
-    Returns:
-        case -> what was prepared, and case -> reason of the failed.
+        dicom_seg: what a DICOM SEG tells, see `mask_terms`; every DICOM series then gets one, ``CASE_seg_t1.dcm``, and
+            one to which none can refer is a failure.
     """
-    prepared, failed = {}, {}
-    for patient in patients:
-        case, names = patient["case"], known if patient["any_subset"] else modalities
-        try:
-            prepared[case] = _prepare(prepare, case, patient["image"], names, series, out, dicom_seg)
-        except Exception as error:  # whatever it is, the other patients go on
-            failed[case] = in_one_sentence(error)
-            continue
-        files = prepared[case].files
-        patient["image"] = [str(files[name]) if name in files else None for name in names]
-    return prepared, failed
+
+    def __init__(
+        self,
+        prepare: Callable[..., Prepared],
+        modalities: Sequence[str],
+        output_dir: str,
+        series: Mapping[str, str] | None = None,
+        dicom_seg: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.prepare, self.modalities, self.out = prepare, modalities, Path(output_dir)
+        self.series, self.dicom_seg = series or {}, dicom_seg
+        self.prepared: dict[str, Prepared] = {}
+
+    def __call__(self, patient: Mapping[str, Any]) -> dict[str, Any]:
+        """The patient with prepared scans.
+
+        Raises:
+            BadCase: these scans cannot be prepared.
+        """
+        case, image = patient["case"], patient["image"]
+        if isinstance(image, str):
+            raise UserError(
+                f"--raw takes a scan per contrast, not one file of all ({image}); give --{self.modalities[0]} etc."
+            )
+        there = [name for name, scan in zip(self.modalities, image, strict=True) if scan is not None]
+        scans = with_series([scan for scan in image if scan is not None], there, self.series)
+        for scan in scans:
+            if not self.dicom_seg or not isinstance(scan, Series) or scan.converted:
+                continue
+            if doubts := check_dicom_seg(scan.files, **self.dicom_seg):
+                tqdm.write(f"{case}: {doubts}")
+        remove_prepared(self.out, case)
+        folder = self.out / case / PREPARED
+        prepared = self.prepare(case, dict(zip(there, scans, strict=True)), folder, tqdm.write)
+        for line in table_of(prepared):
+            tqdm.write(f"  {line}")
+        self.prepared[case] = prepared
+        files = prepared.files
+        return {**patient, "image": [str(files[name]) if name in files else None for name in self.modalities]}
+
+    def bring_back(self, case: str) -> None:
+        """Write what `write_native` does of a case that was prepared."""
+        write_native(self.out, case, self.prepared.pop(case), self.dicom_seg)
+
+
+class SaveImageNatived(SaveImaged):
+    """Bring the mask of raw scans back, after it and its summary were written.
+
+    A ``SaveImaged``, because MONAI Label leaves these out.
+    """
+
+    def __init__(self, keys: KeysCollection, patients: RawPatients) -> None:
+        super().__init__(keys, output_dir=patients.out)
+        self.patients = patients
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        self.patients.bring_back(data[next(self.key_iterator(data))].meta["case"])
+        return data
 
 
 def write_native(out: Path, case: str, prepared: Prepared, dicom_seg: Mapping[str, Any] | None = None) -> None:
@@ -75,33 +112,9 @@ def write_native(out: Path, case: str, prepared: Prepared, dicom_seg: Mapping[st
             about["volume_ml"] = round(float((native > 0).sum() * voxel_ml), 4)
         told["scans"][scan.contrast] = about
     summary_file = case_file(out, case, "summary")
-    summary = json.loads(summary_file.read_text(encoding="utf-8"))
-    write_atomic(summary_file, to_json({**summary, "raw": told}))
-
-
-def _prepare(
-    prepare: Callable[..., Prepared],
-    case: str,
-    image: str | Sequence[str | None],
-    contrasts: Sequence[str],
-    series: Mapping[str, str],
-    out: Path,
-    dicom_seg: Mapping[str, Any] | None,
-) -> Prepared:
-    if isinstance(image, str):
-        raise UserError(f"--raw takes a scan per contrast, not one file of all ({image}); give --{contrasts[0]} etc.")
-    there = [name for name, scan in zip(contrasts, image, strict=True) if scan is not None]
-    scans = with_series([scan for scan in image if scan is not None], there, series)
-    for scan in scans:
-        if not dicom_seg or not isinstance(scan, Series) or scan.converted:
-            continue
-        if doubts := check_dicom_seg(scan.files, **dicom_seg):
-            tqdm.write(f"{case}: {doubts}")
-    remove_prepared(out, case)
-    prepared = prepare(case, dict(zip(there, scans, strict=True)), out / case / PREPARED, tqdm.write)
-    for line in table_of(prepared):
-        tqdm.write(f"  {line}")
-    return prepared
+    if summary_file.is_file():
+        summary = json.loads(summary_file.read_text(encoding="utf-8"))
+        write_atomic(summary_file, to_json({**summary, "raw": told}))
 
 
 def table_of(prepared: Prepared) -> list[str]:

@@ -1,7 +1,7 @@
 """Find the cases of a folder or datalist, and read them one by one, a bad one with the reason."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,13 +31,18 @@ class CaseDataset(Dataset):
         data: datalist entries.
         transform: reads and prepares one.
         keys: what an entry must have and is handed on besides ``case``; inference needs ``image`` alone.
+        prepare: makes of an entry one that can be read, see `RawPatients`.
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Transform, keys: Sequence[str] = ("image",)
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Transform,
+        keys: Sequence[str] = ("image",),
+        prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(data, transform)
-        self.keys = ("case", *keys)
+        self.keys, self.prepare = ("case", *keys), prepare
 
     def _transform(self, index: int) -> dict[str, Any] | list[Any]:
         entry = self.data[index]
@@ -45,6 +50,7 @@ class CaseDataset(Dataset):
             if "unusable" in entry:
                 raise BadCase(entry["unusable"])
             refuse_lacking(entry, lacking(entry, self.keys))
+            entry = self.prepare(entry) if self.prepare else entry
             return apply_transform(self.transform, {key: entry[key] for key in self.keys if key in entry})
         except Exception as error:  # whatever it is, the other cases go on
             return {"case": entry["case"], "failed": in_one_sentence(error)}
