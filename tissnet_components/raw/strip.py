@@ -32,11 +32,11 @@ def brain_mask_of(volume: nib.Nifti1Image, contrast: str) -> nib.Nifti1Image:
     if is_stripped(volume, contrast):
         mask = largest_component(find_brain(np.asarray(volume.dataobj, dtype=np.float32)))
     else:
-        mask = _by_deepbet(volume)
+        mask = _by_deepbet(volume, contrast)
     return nib.Nifti1Image(mask.astype(np.uint8), volume.affine)
 
 
-def _by_deepbet(volume: nib.Nifti1Image) -> np.ndarray:
+def _by_deepbet(volume: nib.Nifti1Image, contrast: str) -> np.ndarray:
     try:
         from deepbet.bet import BrainExtraction
     except ImportError as error:
@@ -44,5 +44,5 @@ def _by_deepbet(volume: nib.Nifti1Image) -> np.ndarray:
     try:
         _, mask, _ = BrainExtraction(no_gpu=True).run(volume)
     except (AssertionError, ValueError, RuntimeError) as error:  # its ways to say that it found none
-        raise BadCase(f"no brain was found ({error}); give scans that show the whole head") from error
+        raise BadCase(f"no brain was found in {contrast} ({error}); give scans that show the whole head") from error
     return np.asarray(mask.dataobj) > 0
