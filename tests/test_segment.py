@@ -24,7 +24,7 @@ from tissnet_components.errors import user_error
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.patients import find_patients
 from tissnet_components.raw import prepare_scans as room
-from tissnet_components.raw.prepare_scans import Prepared, RawScan
+from tissnet_components.raw.scans import Prepared, RawScan, write_marked
 from tissnet_components.scans.dicom import Series, find_series, read_series
 from tissnet_components.segment import segment
 
@@ -821,7 +821,7 @@ def shifted(monkeypatch) -> np.ndarray:
         for name, scan in given.items():
             volume = read_series(scan) if isinstance(scan, Series) else nib.load(scan)
             pose = np.eye(4) if isinstance(scan, Series) else shift
-            room.write_marked(np.asarray(volume.dataobj), volume.affine, files[name])
+            write_marked(np.asarray(volume.dataobj), volume.affine, files[name])
             grid, slices = (volume.shape, pose @ volume.affine), getattr(scan, "files", ())
             found.append(RawScan(name, grid, str(scan), "given", pose, {"covered": 1.0}, slices))
         return Prepared(files, tuple(found), "t1ce", {"brain_ml": 1400.0})

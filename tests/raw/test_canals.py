@@ -5,20 +5,21 @@ from nibabel.affines import apply_affine
 from nibabel.processing import resample_from_to
 from raw.heads import head, rigid
 from tissnet_components.errors import BadCase
-from tissnet_components.raw import prepare_scans as room
+from tissnet_components.raw import atlas
+from tissnet_components.raw import scans as steps
 from tissnet_components.raw.canals import CENTRE_MM, SHAPE, SPACING_MM, crop_grid, prepare_canals
-from tissnet_components.raw.prepare_scans import from_atlas, to_native
+from tissnet_components.raw.scans import to_native
 from tissnet_components.scans.nifti import check_readable
 
-CENTRE = apply_affine(from_atlas(), CENTRE_MM)  # between the canals, in the common space
+CENTRE = apply_affine(atlas.from_atlas(), CENTRE_MM)  # between the canals, in the common space
 UP = rigid(shift_mm=(0, 0, 35))  # from the atlas's brain to that of the model head
 TURNED = rigid((10, 5, -20), (8, -12, 15))
 
 
 @pytest.fixture(autouse=True)
 def model_as_atlas(monkeypatch):
-    atlas = head("t1", rigid(shift_mm=(0, 0, -35)), stripped=True)
-    monkeypatch.setattr(room, "atlas_brain", lambda: atlas)
+    brain = head("t1", rigid(shift_mm=(0, 0, -35)), stripped=True)
+    monkeypatch.setattr(atlas, "atlas_brain", lambda: brain)
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def prepare(monkeypatch, tmp_path):
     brain = head("t1", TURNED, stripped=True)
 
     def prepare(volume, pose):
-        monkeypatch.setattr(room, "register", lambda fixed, moving: pose @ UP)
-        monkeypatch.setattr(room, "brain_mask_of", lambda volume, contrast: resample_from_to(brain, volume, order=0))
+        monkeypatch.setattr(steps, "register", lambda fixed, moving: pose @ UP)
+        monkeypatch.setattr(steps, "brain_mask_of", lambda volume, contrast: resample_from_to(brain, volume, order=0))
         nib.save(volume, tmp_path / "anna_t2.nii.gz")
         return prepare_canals("anna", {"t2": tmp_path / "anna_t2.nii.gz"}, tmp_path / "prepared", lambda line: None)
 

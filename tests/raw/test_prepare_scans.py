@@ -4,13 +4,16 @@ import pytest
 from dicom_files import save_all, slices_of
 from raw.heads import PARTS, head, inside, rigid
 from tissnet_components.errors import BadCase
+from tissnet_components.raw import atlas
 from tissnet_components.raw import prepare_scans as room
+from tissnet_components.raw import scans as steps
 from tissnet_components.raw.patients import RawPatients, table_of
-from tissnet_components.raw.prepare_scans import RawScan, prepare_scans, to_common, to_native
+from tissnet_components.raw.prepare_scans import prepare_scans, to_common
+from tissnet_components.raw.scans import RawScan, to_native
 from tissnet_components.scans.choice import choose_series
 from tissnet_components.scans.nifti import check_readable
 
-REAL_ATLAS = room.atlas_brain
+REAL_ATLAS = atlas.atlas_brain
 LESION = 4
 LESION_ML = 4 / 3 * np.pi * np.prod(PARTS[LESION][1]) / 1000
 POSES = {"t1": rigid((5, 0, 15), (10, 0, 5)), "t1ce": rigid((-8, 6, 0)), "t2": rigid((0, 12, -10), (0, -12, 8))}
@@ -25,7 +28,7 @@ def coarse_common_space(monkeypatch):
     monkeypatch.setattr(
         room, "common_affine", lambda: np.array([[-4, 0, 0, 118], [0, -4, 0, 118], [0, 0, 4, -78], [0, 0, 0, 1.0]])
     )
-    monkeypatch.setattr(room, "atlas_brain", lambda: brain)
+    monkeypatch.setattr(atlas, "atlas_brain", lambda: brain)
 
 
 def written(folder, contrast, pose, spacing=(4, 4, 4)):
@@ -44,7 +47,7 @@ def as_dicom(folder, contrast, pose, spacing):
 def test_turned_scans_are_brought_together_and_the_mask_back_to_each(tmp_path, monkeypatch):
     from_t1ce = np.linalg.inv(POSES["t1ce"])
     found = iter([POSES["t1"] @ from_t1ce, POSES["t2"] @ from_t1ce, POSES["t1"] @ rigid(shift_mm=(0, 0, 35))])
-    monkeypatch.setattr(room, "register", lambda fixed, moving: next(found))
+    monkeypatch.setattr(steps, "register", lambda fixed, moving: next(found))
     scans = {name: written(tmp_path, name, POSES[name], GRIDS[name]) for name in ("t1", "t2")}
     scans["t1ce"] = as_dicom(tmp_path / "study", "t1ce", POSES["t1ce"], GRIDS["t1ce"])
     lines = []
@@ -65,7 +68,7 @@ def test_turned_scans_are_brought_together_and_the_mask_back_to_each(tmp_path, m
 
 def test_a_scan_of_half_the_brain_fails_with_its_share(tmp_path, monkeypatch):
     found = iter([np.eye(4), rigid(shift_mm=(0, 0, 35))])
-    monkeypatch.setattr(room, "register", lambda fixed, moving: next(found))
+    monkeypatch.setattr(steps, "register", lambda fixed, moving: next(found))
     whole = written(tmp_path, "t1", np.eye(4))
     half = head("t2", np.eye(4), stripped=True)
     nib.save(half.slicer[:, :, 34:], tmp_path / "half.nii.gz")

@@ -11,22 +11,18 @@ import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.eulerangles import euler2mat
 from nibabel.processing import resample_from_to
-from tissnet_components.errors import BadCase
-from tissnet_components.raw.prepare_scans import (
-    ATLAS_TURNED,
-    FITTING,
+from tissnet_components.raw import atlas
+from tissnet_components.raw.register import moved, write_transform
+from tissnet_components.raw.scans import (
     Prepared,
-    RawScan,
     as_found,
     brain_placed,
-    from_atlas,
+    check_found,
     inside_view,
-    likeness,
     read_scans,
     registered,
     write_marked,
 )
-from tissnet_components.raw.register import moved, write_transform
 from tissnet_components.scans.dicom import Series
 
 CENTRE_MM = (0, -22.5, -36.5)  # in ICBM152, between the openings of both canals, as in `phantom`, which no zip has
@@ -58,12 +54,13 @@ def prepare_canals(
     else:
         seen, brain, pose = brain_placed(case, raw, reference, transforms, tell)
         transforms = {name: transforms[name] @ pose for name in raw}
-        measures = {"atlas": likeness(brain, transforms[seen])}
+        measures = {"atlas": atlas.likeness(brain, transforms[seen])}
         shown = {name: canals_shown(raw[name], transforms[name]) for name in raw}
         tell(f"{case}: cropping to the auditory canals")
         grid = within_view(crop_grid(), raw[reference], transforms[reference])
     found = [as_found(name, scans[name], raw[name], transforms[name], {"covered": shown[name]}) for name in raw]
-    _check(case, found, measures)
+    head = "a scan of the head, or one cropped to the auditory canals"
+    check_found(case, found, measures, "the auditory canals", head, "a scan that holds both")
     files = {name: folder / f"{case}_{name}.nii.gz" for name in raw}
     folder.mkdir(parents=True, exist_ok=True)
     for name, file in files.items():
@@ -81,7 +78,7 @@ def is_narrow(volume: nib.Nifti1Image) -> bool:
 
 def crop_grid() -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine of the crop in the common space: upright as the atlas is, not as the brains of BraTS lie."""
-    axes = euler2mat(x=np.radians(ATLAS_TURNED)) * SPACING_MM
+    axes = euler2mat(x=np.radians(atlas.TURNED)) * SPACING_MM
     return SHAPE, from_matvec(axes, _centre() - axes @ (np.array(SHAPE) - 1) / 2)
 
 
@@ -101,24 +98,9 @@ def within_view(
 def canals_shown(volume: nib.Nifti1Image, transform: np.ndarray) -> float:
     """The share of the room around both canals that a scan shows."""
     room = np.stack(np.meshgrid(*(np.linspace(-mm / 2, mm / 2, 11) for mm in CANALS_MM), indexing="ij"), -1)
-    upright = from_matvec(euler2mat(x=np.radians(ATLAS_TURNED)), _centre())
+    upright = from_matvec(euler2mat(x=np.radians(atlas.TURNED)), _centre())
     return round(float(inside_view(volume, transform, apply_affine(upright, room)).mean()), 4)
 
 
 def _centre() -> np.ndarray:
-    return apply_affine(from_atlas(), CENTRE_MM)
-
-
-def _check(case: str, scans: list[RawScan], measures: Mapping[str, float]) -> None:
-    """Refuse, in one sentence with the scan and the measure, what was not found or is not shown."""
-    if measures.get("atlas", 1) < FITTING["atlas"]:
-        raise BadCase(
-            f"{case}: the brain that was found has a Dice of {measures['atlas']:.2f} with the atlas's, expected "
-            f"{FITTING['atlas']} or more; give a scan of the head, or one cropped to the auditory canals"
-        )
-    for scan in scans:
-        if scan.measures["covered"] < FITTING["covered"]:
-            raise BadCase(
-                f"{scan.told} shows {scan.measures['covered']:.0%} of the auditory canals, expected "
-                f"{FITTING['covered']:.0%} or more; give a scan that holds both"
-            )
+    return apply_affine(atlas.from_atlas(), CENTRE_MM)

@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 from tissnet_components.errors import UserError
 from tissnet_components.files import to_json, write_atomic
-from tissnet_components.raw.prepare_scans import Prepared, to_native, write_marked
+from tissnet_components.raw.scans import Prepared, to_native, write_marked
 from tissnet_components.results.dicom_seg import check_dicom_seg, write_dicom_seg
 from tissnet_components.results.files import NATIVE, NATIVE_DICOM, PREPARED, case_file, remove_prepared
 from tissnet_components.scans.choice import with_series
