@@ -17,6 +17,7 @@ from tissnet_components.files import atomic_write, write_atomic
 from torch import nn
 
 SIZES = ("patch_size", "window_size")  # of a recipe; a network takes any
+OF_UNET = ("encoder.", "decoders.coarse.", "decoders.fine.")  # what a part of the cascade takes from a U-Net
 LISTED_NAMES = ("source_modalities", "regions")
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
@@ -38,17 +39,20 @@ def load_weights(
         FileNotFoundError: no such file.
         ValueError: the file is not a state dict, does not fit the network, or was trained otherwise.
     """
-    if not os.path.isfile(path):
-        if not os.path.isdir(os.path.dirname(path) or ".") and not os.path.isabs(path):
-            missing = (
-                f"there is no such folder below {os.getcwd()}; start in the bundle's folder, or give --bundle_root"
-            )
-        raise FileMissing(f"no weights at {path}: {missing}")
+    _check_there(path, missing)
     check_recipe(path, recipe or {})
     state = read_state(path)
     check_weights_fit(network, state, path)
     network.load_state_dict(state)
     return network
+
+
+def _check_there(path: str, missing: str) -> None:
+    if os.path.isfile(path):
+        return
+    if not os.path.isdir(os.path.dirname(path) or ".") and not os.path.isabs(path):
+        missing = f"there is no such folder below {os.getcwd()}; start in the bundle's folder, or give --bundle_root"
+    raise FileMissing(f"no weights at {path}: {missing}")
 
 
 def started_from(network: Network, weights: str | Mapping[str, str] | None) -> Network:
@@ -62,15 +66,18 @@ def started_from(network: Network, weights: str | Mapping[str, str] | None) -> N
     Raises:
         FileNotFoundError, ValueError: as `load_weights`; or the network has no such part.
     """
+    missing = "give --start_from another file"
     if not isinstance(weights, Mapping):
-        return network if weights is None else load_weights(network, weights, missing="give --start_from another file")
+        return network if weights is None else load_weights(network, weights, missing=missing)
     for name, path in weights.items():
         part = getattr(network, name, None)
         if not isinstance(part, nn.Module):
             raise UserError(f"--start_from names {name!r}; the parts of this network are generator and segmentor")
-        unet = _widened(read_state(path), part.state_dict())
-        check_weights_fit(part, {**part.state_dict(), **unet}, path)
-        part.load_state_dict({**part.state_dict(), **unet})
+        _check_there(path, missing)
+        own = {key: value for key, value in part.state_dict().items() if not key.startswith(OF_UNET)}
+        state = own | _widened(read_state(path), part.state_dict())
+        check_weights_fit(part, state, path)
+        part.load_state_dict(state)
     return network
 
 

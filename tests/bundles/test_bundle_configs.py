@@ -283,6 +283,17 @@ def test_a_cascade_that_begins_with_direct_segmentations_weights_begins_with_its
     assert not torch.allclose(maps["error"], answer)
 
 
+def test_a_cascade_does_not_begin_with_a_file_that_is_not_there_or_not_whole(direct, tmp_path):
+    network = parse("train", **TINY).get_parsed_content("network_def")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*none\.pt: give --start_from another file"):
+        started_from(network, {"segmentor": str(tmp_path / "none.pt")})
+    state = direct[0].state_dict()
+    del state["encoder.levels.4.0.weight"]
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=r"encoder\.levels\.4\.0\.weight is absent in the file"):
+        started_from(network, {"segmentor": str(tmp_path / "part.pt")})
+
+
 @pytest.mark.parametrize(
     ("part", "options", "finding"),
     [
