@@ -99,6 +99,21 @@ def test_the_shipped_weights_tell_how_they_were_trained(bundle, weights):
     assert told == read(bundle, "train", "recipe").get_parsed_content("recipe")
 
 
+def test_the_shipped_weights_for_any_subset_fit_their_network_and_name_three_regions():
+    parser = read(BRATS, "inference", "inference_any_missing")
+    parser["bundle_root"] = str(BRATS)
+    network = parser.get_parsed_content("network")  # loaded strictly
+    assert parser.get_parsed_content("source_modalities") == ["t1", "t1ce", "t2", "flair"]
+    assert parser.get_parsed_content("regions") == ["whole tumor", "tumor core", "enhancing tumor"]
+    lacking_flair = torch.rand(1, 4, 16, 16, 8)
+    lacking_flair[:, 3] = -1
+    with torch.no_grad():
+        maps = network.eval().cascade(lacking_flair)
+    assert maps["fine"].shape == (1, 3, 16, 16, 8)
+    assert torch.equal(maps["synthetic"][:, :3], lacking_flair[:, :3])
+    assert (maps["synthetic"][:, 3] != -1).any()
+
+
 @pytest.mark.parametrize("bundle", [BRATS, VS], ids=["brats", "vs"])
 def test_inference_slides_the_window_of_validation(bundle):
     trained, run = read(bundle, "train", "recipe"), read(bundle, "inference")
