@@ -81,7 +81,7 @@ def peak_mib() -> float:
 
 
 def in_mib(maxrss: float) -> float:
-    """Of the unit in which this system counts resident memory."""
+    """What ``ru_maxrss`` counts in bytes on a Mac and in KiB elsewhere."""
     return maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
 
 

@@ -43,9 +43,7 @@ class InvertTogetherd(MapTransform):
         self.background = dict(background or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        beyond = {
-            name: self.background.get(name, 0) for name in self.key_iterator(data)
-        }  # MONAI's Invertd fills with 0
+        beyond = {name: self.background.get(name, 0) for name in self.key_iterator(data)}  # where Invertd fills with 0
         together = torch.cat([data[name] - value for name, value in beyond.items()])
         with _sampling_where_not_zero():
             inverted = self.invert({**data, "together": together})["together"]
