@@ -128,7 +128,7 @@ def outside_kernels(action: Callable[[], object], cuda: bool) -> float:
 def rows(device: str, short: bool) -> dict[str, Callable[[], Row]]:
     """Name -> what measures it; in the short form networks of two channels, which say nothing but that they run."""
     cuda = torch.device(device).type == "cuda"
-    best, *others = ["bfloat16", "float32", *(["float16"] if cuda else [])]
+    best, *others = ["bfloat16", "float32", "float16"] if cuda else ["float32", "bfloat16"]
     if short:
         tiny = {"widths": [2] * 5, "discriminator_channels": 2, "norm": "batch"}
         return {

@@ -12,7 +12,7 @@ import fire
 import pandas as pd
 import torch
 from monai.bundle import ConfigParser
-from tissnet_components.metrics import dice, surface_distances_mm
+from tissnet_components.metrics import MEANS, dice, surface_distances_mm
 from tissnet_components.regions import nested
 
 
@@ -36,7 +36,7 @@ def subsets(
         out: CSV file to write, patient by patient.
         section: of the datalist.
         only: subsets such as t1+t2; by default all.
-        maps: among coarse, fine, refined and perceived; ``fine`` alone is the quickest.
+        maps: among coarse, fine, refined, perceived, average and consensus; ``fine`` alone is the quickest.
         distances: HD95 of ``fine`` too, which takes about as long as the segmentation.
     """
     parser = ConfigParser()
@@ -61,6 +61,7 @@ def subsets(
             with torch.inference_mode(), inferer.autocast(image.device):
                 found = inferer.inferer(image, network.cascade if list(maps) != ["fine"] else network.network)
             found = found if isinstance(found, dict) else {"fine": found}
+            found |= {name: sum(found[one] for one in MEANS[name]) / 2 for name in maps if name in MEANS}
             for name in maps:
                 for mask, true, region in zip(nested(found[name][0].float()), label, regions, strict=True):
                     row = {"case": case["case"], "present": "+".join(present), "map": name, "region": region}

@@ -36,10 +36,11 @@ def random_weights(bundle: Path) -> None:
 
 
 def any_subset_weights(bundle: Path, **recipe: object) -> None:
-    """Write models/any_missing.pt and the recipe beside it: random, for any subset of the bundle's contrasts."""
+    """Write models/any_missing.pt, its perceptor and their recipes: random, for any subset of the contrasts."""
     train = json.loads((bundle / "configs" / "train.json").read_text())
     contrasts = [*train["source_modalities"], train["target_modality"]]
-    keep_recipe(bundle / "models" / "any_missing.pt", {"source_modalities": contrasts, **recipe})
+    for name in ("any_missing", "any_missing_perceptor"):
+        keep_recipe(bundle / "models" / f"{name}.pt", {"source_modalities": contrasts, **recipe})
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("inference", "inference_any_missing")])
     parser["bundle_root"] = str(bundle)
@@ -48,6 +49,9 @@ def any_subset_weights(bundle: Path, **recipe: object) -> None:
     for branch in ("generator.decoders.coarse", "segmentor.decoders.fine"):  # so that something is found
         state[f"{branch}.head.bias"] += 4
     torch.save(state, bundle / "models" / "any_missing.pt")
+    perceptor = parser.get_parsed_content("perceptor_def").state_dict()
+    next(value for name, value in perceptor.items() if name.endswith("head.bias")).add_(4)
+    torch.save(perceptor, bundle / "models" / "any_missing_perceptor.pt")
 
 
 def bundle_with_weights(name: str, folder: Path) -> Path:

@@ -12,6 +12,7 @@ import torch
 from bundle_copies import any_subset_weights
 from cohort import write_case
 from dicom_files import save_all, slices_of
+from tissnet_components.errors import user_error
 from tissnet_components.patients import find_patients
 from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.scans.cases import find_scans
@@ -61,6 +62,24 @@ def test_any_subset_is_segmented_and_the_others_are_synthesised(bundle, scans, g
     assert synthetic.is_file() == (given != CONTRASTS)
     if len(summary["synthetic"]) > 1:
         assert nib.load(synthetic).shape[3] == len(summary["synthetic"])
+
+
+def test_the_answer_is_the_mean_with_the_perceptors_where_that_lies_beside_the_weights(bundle, scans, tmp_path):
+    alone = shutil.copytree(bundle, tmp_path / "alone")
+    (alone / "models" / "any_missing_perceptor.pt").unlink()
+    files = {}
+    for name, folder, options in (
+        ("mean", bundle, {}),
+        ("cascade", bundle, {"consensus": False}),
+        ("alone", alone, {}),
+    ):
+        segment(folder, flair=scans["flair"], out=tmp_path / name, case="anna", force=True, **options)
+        files[name] = (tmp_path / name / "anna" / "anna_seg.nii.gz").read_bytes()
+    assert files["alone"] == files["cascade"]
+    assert files["mean"] != files["cascade"]
+    with pytest.raises(RuntimeError) as error:
+        segment(alone, flair=scans["flair"], out=tmp_path / "none", case="anna", force=True, consensus=True)
+    assert re.match(r"no weights at .*any_missing_perceptor\.pt", str(user_error(error.value)))
 
 
 def test_the_papers_subset_is_segmented_by_the_bundles_own_weights(bundle, scans, tmp_path):
@@ -160,7 +179,6 @@ def test_the_contrasts_of_a_dicom_study_are_found_by_their_headers(bundle, scans
         (False, {"flair": "a.nii"}, "give --t1, --t1ce, --t2 as well (any subset of the contrasts needs"),
         (True, {}, "give at least one of --t1, --t1ce, --t2, --flair"),
         (True, {"t1": "a.nii", "image": "b.nii"}, "does not use image; it takes any of t1, t1ce, t2, flair"),
-        (True, {"flair": "a.nii", "consensus": True}, "--consensus asks a perceptor"),
     ],
 )
 def test_scans_that_no_weights_take_are_refused_in_one_sentence(bundle, shipped, options, sentence, tmp_path):

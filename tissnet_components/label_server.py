@@ -67,8 +67,8 @@ def label_bundle(bundle: Path, out: Path | None = None) -> None:
     for name, content in (("inference", parser.config), ("metadata", metadata)):
         (out / "configs" / f"{name}.json").write_text(f"{json.dumps(content, indent=4)}\n", encoding="utf-8")
     (out / "models").mkdir()
-    for ending in ("pt", "json"):
-        shutil.copy(weights.with_suffix(f".{ending}"), out / "models" / f"model.{ending}")
+    for file in (bundle / "models").glob("any_missing*"):  # the weights, their perceptor's and their recipes
+        shutil.copy(file, out / "models" / file.name.replace("any_missing", "model"))
     labels = [name for name in answered_with["channel_def"].values() if name != "background"]
     print(f"{out}: {', '.join(labels)}, from any of {', '.join(recipe['source_modalities'])}")
 

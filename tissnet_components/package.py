@@ -20,7 +20,7 @@ from tissnet_components.files import files_below
 
 OUT = Path("dist")
 PACKAGE = Path(__file__).parent
-TRAINED = ("model", "perceptor", "any_missing")
+TRAINED = ("model", "perceptor", "any_missing", "any_missing_perceptor")
 WEIGHTS = tuple(f"models/{name}.{ending}" for name in TRAINED for ending in ("pt", "json"))
 BUNDLE_FILES = ("LICENSE", "large_files.yml", "configs/**/*", "docs/**/*", *WEIGHTS)
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")

@@ -118,8 +118,9 @@ def segment(
         flips: also segment the scan mirrored, and average: [[0]] from left to right, [[0],[1]] from front to back too;
             each costs the time of one more segmentation. By default the bundle's, which is none.
         consensus: answer with the mean of two segmentations: the cascade's, and that of the perceptor, which looks at
-            the synthetic image alone. Its weights, perceptor.pt, lie beside the others. By default as the bundle says:
-            no for the glioma, yes for the schwannoma.
+            the synthetic image alone. Its weights, perceptor.pt, lie beside the others, of any_missing.pt
+            any_missing_perceptor.pt. By default as the bundle says: for model.pt no for the glioma, yes for the
+            schwannoma; for any_missing.pt yes where its perceptor is there.
         weights: file of trained weights for every patient; by default the bundle's models/model.pt, and its
             models/any_missing.pt for patients with other contrasts. The file beside it tells which scans they need.
             A file called any_missing.pt takes any subset.
@@ -158,8 +159,6 @@ def segment(
         patients = [one_patient(given, modalities, known, bundle, case)]
     refuse_shared(patients)
     patients = shard_of(patients, shard)
-    if consensus and (own.get("any_subset") or any(patient["any_subset"] for patient in patients)):
-        raise UserError("--consensus asks a perceptor, which weights for any subset have none of; leave it out")
     outputs = [*_known_outputs(outputs), "summary", *(["dicom_seg"] if dicom_seg and not raw else [])]
     if raw:
         _check_raw(own, bundle)
