@@ -2,11 +2,14 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,7 +23,7 @@ from tissnet_components.training import AdversarialUpdate, Player
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import __main__ as everything
-from benchmarks import gpu_check, growth, inference, loading, metrics, peers, quality, scans, subsets, training
+from benchmarks import gpu_check, growth, inference, loading, metrics, nnunet, peers, quality, scans, subsets, training
 from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare, run_process
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
@@ -213,3 +216,21 @@ def test_a_small_process_peaks_at_little_whatever_its_parent_holds():
 def test_a_process_that_fails_is_not_measured():
     with pytest.raises(subprocess.CalledProcessError):
         run_process([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+
+
+def test_nnunet_is_laid_out_and_measured_on_the_patients_of_a_datalist(tmp_path):
+    anna, ben, carla = (write_case(tmp_path / name) for name in ("anna", "ben", "carla"))
+    datalist = write_datalist(tmp_path, training=[anna], validation=[ben], test=[carla])
+    raw = tmp_path / "raw"
+    for _ in range(2):  # also after an interruption
+        tested = nnunet.lay_out(datalist, raw, ["t2", "flair"])
+    assert tested == {"carla": carla["label"]}
+    assert (raw / "imagesTr" / "ben_0001.nii.gz").resolve() == Path(ben["target"]).resolve()
+    assert (raw / "imagesTs" / "carla_0000.nii.gz").resolve() == Path(carla["image"][2]).resolve()
+    assert set(np.unique(nib.load(raw / "labelsTr" / "anna.nii.gz").dataobj)) == {0, 1}
+    assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 2
+    (tmp_path / "masks").mkdir()
+    shutil.copy(carla["label"], tmp_path / "masks" / "carla.nii.gz")
+    nnunet.measure(tested, tmp_path)
+    (row,) = pd.read_csv(tmp_path / "cases.csv").to_dict("records")
+    assert row["case"] == "carla" and row["fine_dice"] == 1 and row["fine_hd95_mm"] == 0

@@ -160,5 +160,5 @@ def test_panels_name_the_regions_and_the_contrasts_that_were_synthesised():
     regions = ["whole tumor", "tumor core", "enhancing tumor"]
     assert titles(figure) == [
         *("T1", "synthetic: T2", "synthetic: FLAIR"),
-        *(f"segmentation: {name}" for name in regions),
+        *(f"segmentation (fine): {name}" for name in regions),
     ]

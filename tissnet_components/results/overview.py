@@ -235,10 +235,8 @@ def _panel_title(name: str, channel: int, names: Sequence[str], answer: str) -> 
     given = names[channel] if channel < len(names) else f"source {channel + 1}"
     if name == "source":
         return CONTRASTS.get(given, given)
-    title = {**IMAGES, **PROBABILITIES, **MASKS}[name]
-    if channel < len(names):
-        return f"{title}: {CONTRASTS.get(given, given)}"
-    return f"{title} ({answer})" if name == "fine" else title
+    title = {**IMAGES, **PROBABILITIES, **MASKS}[name] + (f" ({answer})" if name == "fine" else "")
+    return f"{title}: {CONTRASTS.get(given, given)}" if channel < len(names) else title
 
 
 def _panel(axes: Axes, slices: dict[str, np.ndarray], name: str, channel: int, aspect: float) -> None:
