@@ -103,6 +103,7 @@ def test_the_shipped_weights_for_any_subset_fit_their_network_and_name_three_reg
     parser = read(BRATS, "inference", "inference_any_missing")
     parser["bundle_root"] = str(BRATS)
     network = parser.get_parsed_content("network")  # loaded strictly
+    perceptor = parser.get_parsed_content("perceptor").eval()
     assert parser.get_parsed_content("source_modalities") == ["t1", "t1ce", "t2", "flair"]
     assert parser.get_parsed_content("regions") == ["whole tumor", "tumor core", "enhancing tumor"]
     lacking_flair = torch.rand(1, 4, 16, 16, 8)
@@ -111,6 +112,8 @@ def test_the_shipped_weights_for_any_subset_fit_their_network_and_name_three_reg
         maps = network.eval().cascade(lacking_flair)
     assert maps["fine"].shape == (1, 3, 16, 16, 8)
     assert torch.equal(maps["synthetic"][:, :3], lacking_flair[:, :3])
+    with torch.no_grad():
+        assert perceptor(maps["synthetic"]).shape == maps["fine"].shape
     assert (maps["synthetic"][:, 3] != -1).any()
 
 
