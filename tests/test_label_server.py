@@ -137,6 +137,7 @@ def served(tmp_path_factory) -> Path:
     """A bundle for any subset and three regions, as the server finds it."""
     bundle = tiny_bundle("tissnet_brats", tmp_path_factory.mktemp("model"))
     any_subset_weights(bundle, regions=list(LABELS_OF_REGIONS), widths=list(TINY), window_size=[32, 32, 16])
+    (bundle / "models" / "any_missing_last.pt").touch()  # what resumes a training
     label_bundle(bundle)
     return bundle.with_name("tissnet_brats_any_missing")
 
@@ -144,6 +145,11 @@ def served(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory) -> Path:
     return Path(write_case(tmp_path_factory.mktemp("studies") / "anna", shape=(30, 32, 12))["target"]).parent
+
+
+def test_the_server_gets_the_weights_and_their_perceptor_alone(served):
+    names = ("model", "model_perceptor")
+    assert {file.name for file in (served / "models").iterdir()} == {f"{n}.{e}" for n in names for e in ("pt", "json")}
 
 
 def answer(served: Path, scan: Path, **asked: object) -> dict:

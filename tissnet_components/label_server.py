@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ def label_bundle(bundle: Path, out: Path | None = None) -> None:
     for name, content in (("inference", parser.config), ("metadata", metadata)):
         (out / "configs" / f"{name}.json").write_text(f"{json.dumps(content, indent=4)}\n", encoding="utf-8")
     (out / "models").mkdir()
-    for file in (bundle / "models").glob("any_missing*"):  # the weights, their perceptor's and their recipes
-        shutil.copy(file, out / "models" / file.name.replace("any_missing", "model"))
+    for part, ending in product(("", "_perceptor"), ("pt", "json")):
+        file = bundle / "models" / f"any_missing{part}.{ending}"
+        if file.is_file() or not part:  # weights may have no perceptor
+            shutil.copy(file, out / "models" / f"model{part}.{ending}")
     labels = [name for name in answered_with["channel_def"].values() if name != "background"]
     print(f"{out}: {', '.join(labels)}, from any of {', '.join(recipe['source_modalities'])}")
 
