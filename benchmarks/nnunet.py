@@ -95,7 +95,8 @@ def lay_out(datalist: Path, raw: Path, contrasts: Sequence[str]) -> dict[str, st
     for section in ("training", "validation", "test"):
         part = "imagesTs" if section == "test" else "imagesTr"
         for entry in content[section]:
-            files = dict(zip(MODALITIES, [*entry["image"], entry["target"]], strict=True))
+            names = [*content["sources"], content["target_modality"]]
+            files = dict(zip(names, [*entry["image"], entry["target"]], strict=True))
             label = str(datalist.parent / entry["label"])
             for place, name in enumerate(contrasts):
                 scan, link = datalist.parent / files[name], raw / part / f"{entry['case']}_{place:04d}.nii.gz"

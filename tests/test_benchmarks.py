@@ -221,6 +221,11 @@ def test_a_process_that_fails_is_not_measured():
 def test_nnunet_is_laid_out_and_measured_on_the_patients_of_a_datalist(tmp_path):
     anna, ben, carla = (write_case(tmp_path / name) for name in ("anna", "ben", "carla"))
     datalist = write_datalist(tmp_path, training=[anna], validation=[ben], test=[carla])
+    turned = json.loads(datalist.read_text())
+    turned["sources"].reverse()  # the datalist says which file shows what
+    for name in ("training", "validation", "test"):
+        turned[name][0]["image"].reverse()
+    datalist.write_text(json.dumps(turned))
     raw = tmp_path / "raw"
     for _ in range(2):  # also after an interruption
         tested = nnunet.lay_out(datalist, raw, ["t2", "flair"])
