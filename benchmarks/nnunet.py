@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fire
 
-MODALITIES = ("t1", "t1ce", "t2", "flair")
+from benchmarks.scans import MODALITIES
 
 
 def nnunet(
@@ -85,9 +85,6 @@ def nnunet(
 
 def lay_out(datalist: Path, raw: Path, contrasts: Sequence[str]) -> dict[str, str]:
     """nnU-Net's folders, by links; labels are whole tumors. Returns the label of each test patient."""
-    import nibabel as nib
-    import numpy as np
-
     content = json.loads(datalist.read_text())
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / part).mkdir(parents=True, exist_ok=True)
@@ -105,18 +102,31 @@ def lay_out(datalist: Path, raw: Path, contrasts: Sequence[str]) -> dict[str, st
             if section == "test":
                 tested[entry["case"]] = label
                 continue
-            image = nib.load(label)
-            mask = (np.asanyarray(image.dataobj) > 0).astype(np.uint8)
-            nib.save(nib.Nifti1Image(mask, image.affine), raw / "labelsTr" / f"{entry['case']}.nii.gz")
+            write_tumor(label, raw / "labelsTr" / f"{entry['case']}.nii.gz")
             trained += 1
-    described = {
+    describe(raw, contrasts, trained)
+    return tested
+
+
+def write_tumor(label: str, file: Path) -> None:
+    """nnU-Net's label of the whole tumor: 1 where any part of it is."""
+    import nibabel as nib
+    import numpy as np
+
+    image = nib.load(label)
+    nib.save(nib.Nifti1Image((np.asanyarray(image.dataobj) > 0).astype(np.uint8), image.affine), file)
+
+
+def describe(raw: Path, contrasts: Sequence[str], patients: int) -> dict:
+    """Write and return the dataset.json of a folder of nnU-Net."""
+    content = {
         "channel_names": {str(place): name for place, name in enumerate(contrasts)},
         "labels": {"background": 0, "tumor": 1},
-        "numTraining": trained,
+        "numTraining": patients,
         "file_ending": ".nii.gz",
     }
-    (raw / "dataset.json").write_text(json.dumps(described))
-    return tested
+    (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    return content
 
 
 def measure(tested: dict[str, str], folder: Path) -> None:

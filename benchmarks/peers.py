@@ -19,10 +19,11 @@ from statistics import median
 import fire
 
 from benchmarks.measure import run_process
+from benchmarks.nnunet import describe, write_tumor
+from benchmarks.scans import MODALITIES
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "tissnet_brats"
-MODALITIES = ("t1", "t1ce", "t2", "flair")  # the zoo's order is t1ce, t1, t2, flair; the time is the same
 PYTHON = [sys.executable, "-W", "ignore", "-m"]
 TISSNET = [*PYTHON, "tissnet_components", "segment", "--bundle", str(BUNDLE), "--overwrite", "--force"]
 RUN = [*PYTHON, "monai.bundle", "run"]
@@ -166,7 +167,7 @@ def _zoo(scans: dict[str, str], folder: Path) -> list[str]:
         },
         "dataset": {
             "_target_": "Dataset",
-            "data": [{"image": [scans[name] for name in ("t1ce", "t1", "t2", "flair")]}],
+            "data": [{"image": [scans[name] for name in ("t1ce", "t1", "t2", "flair")]}],  # the zoo's order
             "transform": "@preprocessing",
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
@@ -227,25 +228,15 @@ def _nnunet(scans: dict[str, str], folder: Path, contrasts: int) -> dict[str, st
 
 def plan(dataset: str, label: str) -> None:
     """By nnU-Net's own API, in its environment: fingerprint, plans and a checkpoint of random weights."""
-    import nibabel as nib
-    import numpy as np
     import torch
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     raw, number = Path(dataset), int(Path(dataset).name[7:10])
-    image = nib.load(label)
-    mask = (np.asanyarray(image.dataobj) > 0).astype(np.uint8)
-    nib.save(nib.Nifti1Image(mask, image.affine), raw / "labelsTr" / "patient.nii.gz")
+    write_tumor(label, raw / "labelsTr" / "patient.nii.gz")
     contrasts = len(list((raw / "imagesTr").iterdir()))
-    content = {
-        "channel_names": {str(place): name for place, name in enumerate(MODALITIES[:contrasts])},
-        "labels": {"background": 0, "tumor": 1},
-        "numTraining": 1,
-        "file_ending": ".nii.gz",
-    }
-    (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    content = describe(raw, MODALITIES[:contrasts], 1)
     extract_fingerprints([number], num_processes=1)
     plan_experiments([number])
     plans = Path(nnUNet_preprocessed) / raw.name / "nnUNetPlans.json"

@@ -137,7 +137,7 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path, monkeypatch):
     assert measured == ["limit", "limit"]
 
 
-def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path):
+def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path, monkeypatch):
     tiny = {"regions": ["whole tumor", "tumor core"], "widths": [2] * 5, "patch_size": [32, 32, 16], "norm": "instance"}
     (tmp_path / "tiny.json").write_text(json.dumps(tiny))
     configs = Path("bundles/tissnet_brats/configs")
@@ -152,6 +152,13 @@ def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path):
     assert len(found) == 15 * 2
     assert set(found["present"]) >= {"t1", "t1ce+flair", "t1+t1ce+t2+flair"}
     assert found["dice"].between(0, 1).all()
+    monkeypatch.setattr(subsets, "dice", lambda mask, true: float(mask.mean()))  # the map itself
+    maps = ["fine", "perceived", "consensus"]
+    configs = ["any_missing", str(tmp_path / "tiny.json")]
+    subsets.subsets(str(datalist), str(tmp_path), configs, str(rows), only=["t1+flair"], maps=maps)
+    found = pd.read_csv(rows).query("region == 'tumor core'").set_index("map")["dice"]  # the innermost, as it is
+    assert found["consensus"] == pytest.approx((found["fine"] + found["perceived"]) / 2, abs=1e-3)
+    assert abs(found["fine"] - found["perceived"]) > 1e-2
 
 
 def test_the_check_of_a_gpu_runs_in_short_and_names_what_fails(capsys, monkeypatch):
