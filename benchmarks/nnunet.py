@@ -1,7 +1,8 @@
 """``python -m benchmarks.nnunet``: nnU-Net v2 trained and measured on the patients of one of our datalists.
 
 nnU-Net's own planner, preprocessing, augmentation, loss, optimizer and mirroring at inference; ours are the voxels, as
-in the bundle's recipe, the memory that its planner is told, so that a step fits a CPU, bfloat16 and the count of steps.
+in the bundle's recipe, the memory that its planner is told, so that a step fits a CPU, bfloat16, the count of steps and
+the contrasts that are hidden.
 Runs in the environment of ``make peers``, and leaves the `cases.csv` that ``tissnet report`` reads.
 """
 
@@ -10,9 +11,17 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import fire
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from tissnet_components.metrics import case_metrics
+from tissnet_components.regions import WHOLE, region_masks
+from tissnet_components.subsets import random_subsets
 
 from benchmarks.scans import MODALITIES
 
@@ -22,17 +31,28 @@ def nnunet(
     out: str,
     epochs: int,
     contrasts: Sequence[str] = MODALITIES[:3],
+    regions: Sequence[str] = (WHOLE,),
+    hidden: float = 0,
+    only: Sequence[str] | None = None,
+    mirror: bool = True,
     spacing_mm: float = 1.5,
-    memory_gb: float = 2,
+    memory_gb: float = 0.4,
     steps: int = 10,
 ) -> None:
     """Train on a datalist's training and validation patients, segment its test patients and measure the masks.
 
+    cases.csv, subsets.csv and minutes.json stand in the folder in the end.
+
     Args:
         datalist: written by ``tissnet prepare_brats``.
-        out: folder for all of it; cases.csv and minutes.json stand there in the end.
+        out: folder for all of it.
         epochs: of nnU-Net, each of `steps` training steps and one of validation.
         contrasts: that the network sees, of t1, t1ce, t2, flair.
+        regions: that it names, such as whole tumor, tumor core, enhancing tumor.
+        hidden: share of the training's samples that show a random subset of the contrasts, the others filled with 0;
+            above 0, every subset of them is tested.
+        only: subsets to test, such as t1+t2, besides all contrasts.
+        mirror: the scans at inference, as nnU-Net does by itself: eight times the work.
         spacing_mm: of the voxels that it works on.
         memory_gb: of the graphics card that its planner plans for: patch and batch follow from it.
         steps: per epoch.
@@ -42,10 +62,14 @@ def nnunet(
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(folder / name)
     os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
-    tested = lay_out(Path(datalist), raw, contrasts)
+    tested = lay_out(Path(datalist), raw, contrasts, regions)
+    sizes = range(1 if hidden else len(contrasts), len(contrasts) + 1)
+    subsets = ["+".join(some) for size in sizes for some in combinations(contrasts, size)]
+    wanted = [only] if isinstance(only, str) else only
+    subsets = [name for name in subsets[:-1] if not wanted or name in wanted] + subsets[-1:]
 
-    import torch
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -64,27 +88,41 @@ def nnunet(
     trainer = nnUNetTrainer(plans, "3d_fullres", "all", content, torch.device("cpu"))
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = epochs, steps, 1
     trainer.plot_network_architecture = lambda: None
+    step = trainer.train_step
+    trainer.train_step = lambda batch: step(batch | {"data": hide(batch["data"], hidden)})
     with torch.autocast("cpu", torch.bfloat16):
         trainer.run_training()
     trained = time.monotonic()
-    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor = nnUNetPredictor(
+        use_mirroring=mirror, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
+    )
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, ("all",))
-    (folder / "masks").mkdir(exist_ok=True)
-    masks = [str(folder / "masks" / f"{case}.nii.gz") for case in tested]
-    places = range(len(contrasts))
-    scans = [[str(raw / "imagesTs" / f"{case}_{place:04d}.nii.gz") for place in places] for case in tested]
-    with torch.autocast("cpu", torch.bfloat16):
-        predictor.predict_from_files_sequential(scans, masks)
+    for case in tested:
+        image, properties = SimpleITKIO().read_images(
+            [str(raw / "imagesTs" / f"{case}_{place:04d}.nii.gz") for place in range(len(contrasts))]
+        )
+        for present in subsets:
+            (folder / "masks" / present).mkdir(parents=True, exist_ok=True)
+            shown = np.array([name in present.split("+") for name in contrasts])[:, None, None, None]
+            mask = str(folder / "masks" / present / case)
+            with torch.autocast("cpu", torch.bfloat16):
+                predictor.predict_single_npy_array(image * shown, properties, None, mask, False)
     minutes = {"prepare": prepared - start, "train": trained - prepared, "segment": time.monotonic() - trained}
     patch, batch = trainer.configuration_manager.patch_size, trainer.configuration_manager.batch_size
     told = {name: round(seconds / 60, 1) for name, seconds in minutes.items()}
     told |= {"steps": epochs * steps, "patch": [int(size) for size in patch], "batch": int(batch)}
     (folder / "minutes.json").write_text(json.dumps(told))
-    measure(tested, folder)
+    measure(tested, folder, subsets, regions)
 
 
-def lay_out(datalist: Path, raw: Path, contrasts: Sequence[str]) -> dict[str, str]:
-    """nnU-Net's folders, by links; labels are whole tumors. Returns the label of each test patient."""
+def hide(image: torch.Tensor, share: float) -> torch.Tensor:
+    """The image (B, C, X, Y, Z); in a share of the samples, all contrasts but a random subset are 0."""
+    shown = random_subsets(*image.shape[:2], image.device) | (torch.rand(len(image), 1) >= share)
+    return image * shown[:, :, None, None, None]
+
+
+def lay_out(datalist: Path, raw: Path, contrasts: Sequence[str], regions: Sequence[str] = (WHOLE,)) -> dict[str, str]:
+    """nnU-Net's folders, by links. Returns the label of each test patient."""
     content = json.loads(datalist.read_text())
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / part).mkdir(parents=True, exist_ok=True)
@@ -102,26 +140,26 @@ def lay_out(datalist: Path, raw: Path, contrasts: Sequence[str]) -> dict[str, st
             if section == "test":
                 tested[entry["case"]] = label
                 continue
-            write_tumor(label, raw / "labelsTr" / f"{entry['case']}.nii.gz")
+            write_tumor(label, raw / "labelsTr" / f"{entry['case']}.nii.gz", regions)
             trained += 1
-    describe(raw, contrasts, trained)
+    describe(raw, contrasts, trained, regions)
     return tested
 
 
-def write_tumor(label: str, file: Path) -> None:
-    """nnU-Net's label of the whole tumor: 1 where any part of it is."""
-    import nibabel as nib
-    import numpy as np
-
+def write_tumor(label: str, file: Path, regions: Sequence[str] = (WHOLE,)) -> None:
+    """nnU-Net's label: in how many of the regions, each inside the one before, a voxel lies."""
     image = nib.load(label)
-    nib.save(nib.Nifti1Image((np.asanyarray(image.dataobj) > 0).astype(np.uint8), image.affine), file)
+    inside = region_masks(torch.from_numpy(np.asarray(image.dataobj, np.float32))[None], regions).sum(0)
+    nib.save(nib.Nifti1Image(inside.numpy().astype(np.uint8), image.affine), file)
 
 
-def describe(raw: Path, contrasts: Sequence[str], patients: int) -> dict:
+def describe(raw: Path, contrasts: Sequence[str], patients: int, regions: Sequence[str] = (WHOLE,)) -> dict:
     """Write and return the dataset.json of a folder of nnU-Net."""
+    levels = range(1, len(regions) + 1)
     content = {
         "channel_names": {str(place): name for place, name in enumerate(contrasts)},
-        "labels": {"background": 0, "tumor": 1},
+        "labels": {"background": 0} | {name: list(levels)[place:] for place, name in enumerate(regions)},
+        "regions_class_order": list(levels),
         "numTraining": patients,
         "file_ending": ".nii.gz",
     }
@@ -129,21 +167,32 @@ def describe(raw: Path, contrasts: Sequence[str], patients: int) -> dict:
     return content
 
 
-def measure(tested: dict[str, str], folder: Path) -> None:
-    """cases.csv, with the columns of our evaluations."""
-    import nibabel as nib
-    import numpy as np
-    import pandas as pd
-    import torch
-    from tissnet_components.metrics import case_metrics
-
-    rows = []
-    for case, label in tested.items():
-        images = [nib.load(folder / "masks" / f"{case}.nii.gz"), nib.load(label)]
-        mask, truth = (torch.from_numpy((np.asanyarray(image.dataobj) > 0).astype(np.float32)) for image in images)
-        found = case_metrics({"fine": mask}, None, truth, tuple(float(size) for size in images[1].header.get_zooms()))
-        rows.append({"protocol": "whole volume", "case": case} | found)
-    table = pd.DataFrame(rows).sort_values("case")
+def measure(tested: dict[str, str], folder: Path, subsets: Sequence[str], regions: Sequence[str] = (WHOLE,)) -> None:
+    """subsets.csv, and the columns of our evaluations of the last subset's whole tumor in cases.csv."""
+    rows, cases = [], []
+    for case, label in sorted(tested.items()):
+        truth = nib.load(label)
+        spacing = tuple(float(size) for size in truth.header.get_zooms())
+        truths = region_masks(torch.from_numpy(np.asarray(truth.dataobj, np.float32))[None], regions)
+        for present in subsets:
+            levels = torch.from_numpy(np.asarray(nib.load(folder / "masks" / present / f"{case}.nii.gz").dataobj))
+            masks = [(levels >= level).float() for level in range(1, len(regions) + 1)]
+            found = [
+                case_metrics({"fine": mask}, None, true, spacing) for mask, true in zip(masks, truths, strict=True)
+            ]
+            rows += [
+                {
+                    "case": case,
+                    "present": present,
+                    "region": region,
+                    "dice": one["fine_dice"],
+                    "hd95_mm": one["fine_hd95_mm"],
+                }
+                for region, one in zip(regions, found, strict=True)
+            ]
+        cases.append({"protocol": "whole volume", "case": case} | found[0])
+    pd.DataFrame(rows).to_csv(folder / "subsets.csv", index=False, float_format="%.6g")
+    table = pd.DataFrame(cases)
     table.to_csv(folder / "cases.csv", index=False, float_format="%.6g")
     print(table[["case", "fine_dice", "fine_hd95_mm"]].to_string(index=False))
 

@@ -241,8 +241,39 @@ def test_nnunet_is_laid_out_and_measured_on_the_patients_of_a_datalist(tmp_path)
     assert (raw / "imagesTs" / "carla_0000.nii.gz").resolve() == Path(carla["image"][2]).resolve()
     assert set(np.unique(nib.load(raw / "labelsTr" / "anna.nii.gz").dataobj)) == {0, 1}
     assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 2
-    (tmp_path / "masks").mkdir()
-    shutil.copy(carla["label"], tmp_path / "masks" / "carla.nii.gz")
-    nnunet.measure(tested, tmp_path)
+    (tmp_path / "masks" / "t2+flair").mkdir(parents=True)
+    shutil.copy(carla["label"], tmp_path / "masks" / "t2+flair" / "carla.nii.gz")
+    nnunet.measure(tested, tmp_path, ["t2+flair"])
     (row,) = pd.read_csv(tmp_path / "cases.csv").to_dict("records")
     assert row["case"] == "carla" and row["fine_dice"] == 1 and row["fine_hd95_mm"] == 0
+
+
+def test_nnunet_names_regions_each_inside_the_one_before(tmp_path):
+    regions = ["whole tumor", "tumor core", "enhancing tumor"]
+    labels = np.array([0, 2, 1, 4], np.uint8)  # as BraTS: edema, necrosis, enhancing tumor
+    nib.save(nib.Nifti1Image(labels.reshape(4, 1, 1), np.eye(4)), tmp_path / "label.nii")
+    nnunet.write_tumor(str(tmp_path / "label.nii"), tmp_path / "levels.nii", regions)
+    assert nib.load(tmp_path / "levels.nii").get_fdata().ravel().tolist() == [0, 1, 2, 3]
+    content = nnunet.describe(tmp_path, ["t1"], 1, regions)
+    assert content["labels"] == {
+        "background": 0,
+        "whole tumor": [1, 2, 3],
+        "tumor core": [2, 3],
+        "enhancing tumor": [3],
+    }
+    for name, levels in {"t1": [0, 1, 2, 3], "t1+t2": [0, 1, 2, 2]}.items():
+        (tmp_path / "masks" / name).mkdir(parents=True)
+        mask = np.array(levels, np.uint8).reshape(4, 1, 1)
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "masks" / name / "anna.nii.gz")
+    nnunet.measure({"anna": str(tmp_path / "label.nii")}, tmp_path, ["t1", "t1+t2"], regions)
+    dices = pd.read_csv(tmp_path / "subsets.csv").set_index(["present", "region"])["dice"]
+    assert dices["t1"].tolist() == [1, 1, 1] and dices["t1+t2"].tolist() == [1, 1, 0]
+
+
+def test_nnunet_sees_a_random_subset_in_a_share_of_the_samples():
+    image = torch.ones(400, 2, 1, 1, 1)
+    assert torch.equal(nnunet.hide(image, 0), image)
+    torch.manual_seed(0)
+    shown = nnunet.hide(image, 0.5)[:, :, 0, 0, 0]
+    assert shown.any(1).all(), "never nothing"
+    assert 0.25 < 1 - shown.all(1).float().mean() < 0.42, "two of three subsets hide something, in half of the samples"
