@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 from tissnet_components.metrics import MEANS, dice, surface_distances_mm
-from tissnet_components.regions import nested
+from tissnet_components.regions import largest_parts, nested
 
 
 def subsets(
@@ -47,6 +47,7 @@ def subsets(
     parser.update({"precision": "auto", "validate::preprocessing": "@evaluated_preprocessing"})
     network = parser.get_parsed_content("evaluated_network").eval()
     inferer = parser.get_parsed_content("validate::inferer")
+    components = parser["components"]
     regions, view = parser.get_parsed_content("regions"), getattr(network.network, "view", None)
     contrasts = [*parser.get_parsed_content("source_modalities"), parser["target_modality"]]
     spacing = tuple(parser.get_parsed_content("spacing_mm"))
@@ -63,7 +64,8 @@ def subsets(
             found = found if isinstance(found, dict) else {"fine": found}
             found |= {name: sum(found[one] for one in MEANS[name]) / 2 for name in maps if name in MEANS}
             for name in maps:
-                for mask, true, region in zip(nested(found[name][0].float()), label, regions, strict=True):
+                masks = largest_parts(nested(found[name][0].float()), components)
+                for mask, true, region in zip(masks, label, regions, strict=True):
                     row = {"case": case["case"], "present": "+".join(present), "map": name, "region": region}
                     row["dice"] = round(dice(mask, true), 4)
                     if distances and name == "fine":

@@ -67,7 +67,7 @@ def tiny_bundle(name: str, folder: Path) -> Path:
     copy = shutil.copytree(BUNDLES / name, folder / name, ignore=shutil.ignore_patterns("eval", "models"))
     for config in (copy / "configs" / "train.json", copy / "configs" / "inference.json"):
         content = json.loads(config.read_text()) | {"widths": list(TINY), "patch_size": [32, 32, 16]}
-        content |= {"consensus": False}  # there is no perceptor
+        content |= {"consensus": False, "components": 0}  # there is no perceptor, and noise has many parts
         config.write_text(json.dumps(content))
     random_weights(copy)
     return copy

@@ -18,6 +18,7 @@ import torch
 from cohort import oblique_affine, write_case
 from dicom_files import save_all, slices_of
 from monai.bundle import ConfigParser
+from scipy import ndimage
 from tissnet_components import __main__ as command_line
 from tissnet_components import weights
 from tissnet_components.errors import user_error
@@ -39,7 +40,8 @@ def tiny_bundle(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     shutil.copytree(BUNDLES / name / "configs", folder / "configs")
     config = json.loads((folder / "configs" / "inference.json").read_text())
-    config |= {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16], "spacing_mm": [1.2, 1.2, 4], "consensus": False}
+    config |= {"widths": [2, 2, 2, 2, 2], "patch_size": [32, 32, 16], "spacing_mm": [1.2, 1.2, 4]}
+    config |= {"consensus": False, "components": 0}
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
     parser = ConfigParser(config)
     network = parser.get_parsed_content("network_def").eval()
@@ -266,6 +268,15 @@ def test_the_consensus_asks_the_perceptor_beside_the_weights(bundle, scans, resu
     )
     alone = int((voxels(results / "anna_seg.nii.gz") > 0).sum())
     assert segmented(bias=-50) < alone < segmented(bias=50)
+
+
+def test_the_mask_holds_as_many_parts_as_are_asked_for(bundle, scans, results, tmp_path):
+    segment(str(bundle), **scans, out=str(tmp_path), case="anna", components=1, outputs="seg")
+    whole, part = (voxels(folder / "anna_seg.nii.gz") > 0 for folder in (results, tmp_path / "anna"))
+    assert ndimage.label(whole)[1] > 1
+    assert 0 < part.sum() < whole.sum() and not (part & ~whole).any()
+    summary, before = (json.loads((f / "anna_summary.json").read_text()) for f in (tmp_path / "anna", results))
+    assert summary["volume_ml"] < before["volume_ml"]
 
 
 def test_weights_of_other_widths_are_refused(bundle, scans, tmp_path):

@@ -65,6 +65,7 @@ def segment(
     precision: str | None = None,
     flips: Sequence[Sequence[int]] | None = None,
     consensus: bool | None = None,
+    components: int | None = None,
     weights: Path | None = None,
     skip_unmatched: bool = False,
     shard: str | None = None,
@@ -121,6 +122,9 @@ def segment(
             the synthetic image alone. Its weights, perceptor.pt, lie beside the others, of any_missing.pt
             any_missing_perceptor.pt. By default as the bundle says: for model.pt no for the glioma, yes for the
             schwannoma; for any_missing.pt yes where its perceptor is there.
+        components: how many connected parts of the tumor stay in the mask, the largest first; 0 for all. By default as
+            the bundle says: 1 for the glioma, 0 for the schwannoma. A part that lies apart is mostly a false alarm, but
+            of a glioma in several places it takes all but one.
         weights: file of trained weights for every patient; by default the bundle's models/model.pt, and its
             models/any_missing.pt for patients with other contrasts. The file beside it tells which scans they need.
             A file called any_missing.pt takes any subset.
@@ -184,6 +188,7 @@ def segment(
         "precision": precision,
         "inferer::flips": flips,
         "consensus": consensus,
+        "components": components,
         "force": force or None,
         "raw": raw or None,
         "preparation::dicom_seg": _mask_terms(own) if raw and dicom_seg else None,

@@ -30,6 +30,7 @@ OWN_RECIPE = OWN_SETTINGS | {  # of the weights that each ships
     "narrow_view",
     "contrast_curve",
     "consensus",
+    "components",
 }
 OWN_FILES = {f"configs/{name}.json" for name in ("metadata", "tumor_crop", "train", "inference", "recipe")}
 
