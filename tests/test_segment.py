@@ -271,7 +271,7 @@ def test_the_consensus_asks_the_perceptor_beside_the_weights(bundle, scans, resu
 
 
 def test_the_mask_holds_as_many_parts_as_are_asked_for(bundle, scans, results, tmp_path):
-    segment(str(bundle), **scans, out=str(tmp_path), case="anna", components=1, outputs="seg")
+    segment(str(bundle), **scans, out=str(tmp_path), case="anna", components=2, outputs="seg")
     whole, part = (voxels(folder / "anna_seg.nii.gz") > 0 for folder in (results, tmp_path / "anna"))
     assert ndimage.label(whole)[1] > 1
     assert 0 < part.sum() < whole.sum() and not (part & ~whole).any()
