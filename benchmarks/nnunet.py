@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from tissnet_components.metrics import case_metrics
-from tissnet_components.regions import WHOLE, region_masks
+from tissnet_components.regions import WHOLE, largest_parts, region_masks
 from tissnet_components.subsets import random_subsets
 
 from benchmarks.scans import MODALITIES
@@ -35,6 +35,7 @@ def nnunet(
     hidden: float = 0,
     only: Sequence[str] | None = None,
     mirror: bool = True,
+    components: int = 1,
     spacing_mm: float = 1.5,
     memory_gb: float = 0.4,
     steps: int = 10,
@@ -53,6 +54,8 @@ def nnunet(
             above 0, every subset of them is tested.
         only: subsets to test, such as t1+t2, besides all contrasts.
         mirror: the scans at inference, as nnU-Net does by itself: eight times the work.
+        components: how many connected parts of a mask stay, the largest first, as in the bundle; 0 for all. nnU-Net
+            decides this by itself, after a cross-validation.
         spacing_mm: of the voxels that it works on.
         memory_gb: of the graphics card that its planner plans for: patch and batch follow from it.
         steps: per epoch.
@@ -112,7 +115,7 @@ def nnunet(
     told = {name: round(seconds / 60, 1) for name, seconds in minutes.items()}
     told |= {"steps": epochs * steps, "patch": [int(size) for size in patch], "batch": int(batch)}
     (folder / "minutes.json").write_text(json.dumps(told))
-    measure(tested, folder, subsets, regions)
+    measure(tested, folder, subsets, regions, components)
 
 
 def hide(image: torch.Tensor, share: float) -> torch.Tensor:
@@ -167,7 +170,9 @@ def describe(raw: Path, contrasts: Sequence[str], patients: int, regions: Sequen
     return content
 
 
-def measure(tested: dict[str, str], folder: Path, subsets: Sequence[str], regions: Sequence[str] = (WHOLE,)) -> None:
+def measure(
+    tested: dict[str, str], folder: Path, subsets: Sequence[str], regions: Sequence[str] = (WHOLE,), components: int = 0
+) -> None:
     """subsets.csv, and the columns of our evaluations of the last subset's whole tumor in cases.csv."""
     rows, cases = [], []
     for case, label in sorted(tested.items()):
@@ -176,7 +181,7 @@ def measure(tested: dict[str, str], folder: Path, subsets: Sequence[str], region
         truths = region_masks(torch.from_numpy(np.asarray(truth.dataobj, np.float32))[None], regions)
         for present in subsets:
             levels = torch.from_numpy(np.asarray(nib.load(folder / "masks" / present / f"{case}.nii.gz").dataobj))
-            masks = [(levels >= level).float() for level in range(1, len(regions) + 1)]
+            masks = largest_parts(torch.stack([(levels > place).float() for place in range(len(regions))]), components)
             found = [
                 case_metrics({"fine": mask}, None, true, spacing) for mask, true in zip(masks, truths, strict=True)
             ]

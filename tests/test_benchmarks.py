@@ -268,6 +268,10 @@ def test_nnunet_names_regions_each_inside_the_one_before(tmp_path):
     nnunet.measure({"anna": str(tmp_path / "label.nii")}, tmp_path, ["t1", "t1+t2"], regions)
     dices = pd.read_csv(tmp_path / "subsets.csv").set_index(["present", "region"])["dice"]
     assert dices["t1"].tolist() == [1, 1, 1] and dices["t1+t2"].tolist() == [1, 1, 0]
+    mask = np.array([3, 0, 2, 2], np.uint8).reshape(4, 1, 1)
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "masks" / "t1" / "anna.nii.gz")
+    nnunet.measure({"anna": str(tmp_path / "label.nii")}, tmp_path, ["t1"], regions, components=1)
+    assert pd.read_csv(tmp_path / "subsets.csv")["dice"].tolist() == pytest.approx([0.8, 1, 0])
 
 
 def test_nnunet_sees_a_random_subset_in_a_share_of_the_samples():
