@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import fire
 import nibabel as nib
@@ -91,10 +93,10 @@ def nnunet(
     trainer = nnUNetTrainer(plans, "3d_fullres", "all", content, torch.device("cpu"))
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = epochs, steps, 1
     trainer.plot_network_architecture = lambda: None
-    step = trainer.train_step
+    step = in_bfloat16(trainer.train_step)
     trainer.train_step = lambda batch: step(batch | {"data": hide(batch["data"], hidden)})
-    with torch.autocast("cpu", torch.bfloat16):
-        trainer.run_training()
+    trainer.validation_step = in_bfloat16(trainer.validation_step)
+    trainer.run_training()
     trained = time.monotonic()
     predictor = nnUNetPredictor(
         use_mirroring=mirror, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
@@ -108,14 +110,24 @@ def nnunet(
             (folder / "masks" / present).mkdir(parents=True, exist_ok=True)
             shown = np.array([name in present.split("+") for name in contrasts])[:, None, None, None]
             mask = str(folder / "masks" / present / case)
-            with torch.autocast("cpu", torch.bfloat16):
-                predictor.predict_single_npy_array(image * shown, properties, None, mask, False)
+            in_bfloat16(predictor.predict_single_npy_array)(image * shown, properties, None, mask, False)
     minutes = {"prepare": prepared - start, "train": trained - prepared, "segment": time.monotonic() - trained}
     patch, batch = trainer.configuration_manager.patch_size, trainer.configuration_manager.batch_size
     told = {name: round(seconds / 60, 1) for name, seconds in minutes.items()}
     told |= {"steps": epochs * steps, "patch": [int(size) for size in patch], "batch": int(batch)}
     (folder / "minutes.json").write_text(json.dumps(told))
     measure(tested, folder, subsets, regions, components)
+
+
+def in_bfloat16(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step in bfloat16. Autocast once around a training would be wrong: it keeps the first step's weights."""
+
+    @wraps(step)
+    def autocasted(*args: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return step(*args)
+
+    return autocasted
 
 
 def hide(image: torch.Tensor, share: float) -> torch.Tensor:

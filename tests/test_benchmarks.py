@@ -281,3 +281,15 @@ def test_nnunet_sees_a_random_subset_in_a_share_of_the_samples():
     shown = nnunet.hide(image, 0.5)[:, :, 0, 0, 0]
     assert shown.any(1).all(), "never nothing"
     assert 0.25 < 1 - shown.all(1).float().mean() < 0.42, "two of three subsets hide something, in half of the samples"
+
+
+def test_weights_in_bfloat16_follow_the_optimizer():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    step = nnunet.in_bfloat16(lambda image: layer(image).sum())
+    image, before = torch.ones(1, 1), float(layer.weight)
+    for _ in range(2):
+        layer.weight.grad = None
+        step(image).backward()
+        with torch.no_grad():
+            layer.weight -= layer.weight.grad
+    assert step(image).item() == pytest.approx(before - 2, rel=0.01)
