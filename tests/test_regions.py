@@ -129,11 +129,16 @@ def test_parts_that_touch_at_a_corner_are_two():
     assert largest_parts(plane, 1).sum().item() == pytest.approx(1.8)
 
 
-def test_the_largest_parts_of_a_case_keep_where_it_lies():
+def test_the_largest_parts_of_a_case_keep_where_it_lies_and_the_rest_is_told():
     fine = MetaTensor(line(0.9, 0.0, 0.9, 0.9), affine=2 * torch.eye(4), meta={"case": "anna"})
-    found = LargestPartsd(["fine", "refined"], 1, allow_missing_keys=True)({"fine": fine})["fine"]
-    assert isinstance(found, MetaTensor) and found.meta["case"] == "anna" and torch.equal(found.affine, fine.affine)
-    assert found.flatten().tolist() == pytest.approx([0, 0, 0.9, 0.9])
+    data = {"fine": fine, "image": fine}
+    found = LargestPartsd(["fine", "refined"], 1, allow_missing_keys=True)(data)
+    kept = found["fine"]
+    assert isinstance(kept, MetaTensor) and kept.meta["case"] == "anna" and torch.equal(kept.affine, fine.affine)
+    assert kept.flatten().tolist() == pytest.approx([0, 0, 0.9, 0.9])
+    assert found["left_out_ml"] == 0.008
+    assert LargestPartsd("fine", 2)(data)["left_out_ml"] == 0
+    assert "left_out_ml" not in LargestPartsd("fine", 0)(data)
 
 
 @pytest.mark.parametrize("components", [-1, 1.0, True, None])

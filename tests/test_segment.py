@@ -277,6 +277,7 @@ def test_the_mask_holds_as_many_parts_as_are_asked_for(bundle, scans, results, t
     assert 0 < part.sum() < whole.sum() and not (part & ~whole).any()
     summary, before = (json.loads((f / "anna_summary.json").read_text()) for f in (tmp_path / "anna", results))
     assert summary["volume_ml"] < before["volume_ml"]
+    assert summary["left_out_ml"] > 0 and "left_out_ml" not in before
 
 
 def test_weights_of_other_widths_are_refused(bundle, scans, tmp_path):

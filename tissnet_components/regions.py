@@ -116,20 +116,36 @@ def largest_parts(probabilities: torch.Tensor, components: int) -> torch.Tensor:
 
 
 class LargestPartsd(MapTransform):
-    """Leave the largest connected parts of each map alone, see `largest_parts`.
+    """Leave the largest connected parts of each map alone, see `largest_parts`, and tell the rest of the first map.
+
+    Args:
+        components: how many parts stay; 0 for all.
+        grid_key: an image on the grid of the maps, with its affine.
+
+    Shapes:
+        each map: (R, X, Y, Z).
+        returns: the data with ``left_out_ml``, unless all parts are to stay.
 
     Raises:
         ValueError: `components` is no whole number from 0.
     """
 
-    def __init__(self, keys: KeysCollection, components: int, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, components: int, grid_key: str = "image", allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         if type(components) is not int or components < 0:
             raise UserError(f"components is {components!r}, expected how many parts of a tumor stay, or 0 for all")
-        self.components = components
+        self.components, self.grid_key = components, grid_key
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        return {**data, **{key: largest_parts(data[key], self.components) for key in self.key_iterator(data)}}
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        if not self.components:
+            return dict(data)
+        kept = {key: largest_parts(data[key], self.components) for key in self.key_iterator(data)}
+        first = self.keys[0]
+        gone = sum(float(sign * (values[first].amax(0) >= 0.5).sum()) for sign, values in ((1, data), (-1, kept)))
+        voxel_ml = abs(float(torch.linalg.det(data[self.grid_key].affine[:3, :3]))) / 1000
+        return {**data, **kept, "left_out_ml": round(gone * voxel_ml, 4)}
 
 
 class RegionsOfLabeld(MapTransform):

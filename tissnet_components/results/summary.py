@@ -98,7 +98,8 @@ class SaveImageSummaryd(SaveImaged):
             ``mean_disagreement``, above which it is, and ``edge_voxels``; also ``tumor_share``, where the metadata of
             the scan tell the volume of the brain.
 
-    What `CheckPlausibled` doubts in the scan becomes flags too, with its reasons.
+    What `CheckPlausibled` doubts in the scan becomes flags too, with its reasons. ``left_out_ml`` is that of
+    `LargestPartsd`.
 
     Raises:
         ValueError: other thresholds than these.
@@ -130,7 +131,9 @@ class SaveImageSummaryd(SaveImaged):
         }
         flags = [*quality_flags(measured, self.thresholds), *reasons]
         flags += [f"{name}: {flag}" for name, found in flags_of_parts.items() for flag in found]
-        told = {**series, **self._contrasts(image.meta.get("contrasts")), **measured, **self._of_parts(measured, parts)}
+        left_out = {"left_out_ml": data["left_out_ml"]} if "left_out_ml" in data else {}
+        real = self._contrasts(image.meta.get("contrasts"))
+        told = {**series, **real, **measured, **left_out, **self._of_parts(measured, parts)}
         summary = {"case": case, **told, "flags": flags, "reasons": reasons}
         text = json.dumps({**summary, "thresholds": self.thresholds}, indent=2)
         write_atomic(case_file(self.output_dir, case, "summary"), f"{text}\n".encode())
@@ -186,4 +189,5 @@ class PrintSummary:
                 reasons = summary["reasons"]
                 told = [f"{flag} ({reasons[flag]})" if flag in reasons else flag for flag in summary["flags"]]
                 flags = f"; look at it: {', '.join(told)}" if told else ""
-                tqdm.write(f"{summary['case']}: {summary['volume_ml']:.2f} ml{flags}")
+                apart = f" ({left:.2f} ml apart from it left out)" if (left := summary.get("left_out_ml")) else ""
+                tqdm.write(f"{summary['case']}: {summary['volume_ml']:.2f} ml{apart}{flags}")
