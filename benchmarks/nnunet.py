@@ -21,8 +21,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from tissnet_components.largest_component import largest_components
 from tissnet_components.metrics import case_metrics
-from tissnet_components.regions import WHOLE, largest_parts, region_masks
+from tissnet_components.regions import WHOLE, region_masks
 from tissnet_components.subsets import random_subsets
 
 from benchmarks.scans import MODALITIES
@@ -193,7 +194,8 @@ def measure(
         truths = region_masks(torch.from_numpy(np.asarray(truth.dataobj, np.float32))[None], regions)
         for present in subsets:
             levels = torch.from_numpy(np.asarray(nib.load(folder / "masks" / present / f"{case}.nii.gz").dataobj))
-            masks = largest_parts(torch.stack([(levels > place).float() for place in range(len(regions))]), components)
+            parts = torch.stack([(levels > place).float() for place in range(len(regions))])
+            masks = largest_components(parts, components)
             found = [
                 case_metrics({"fine": mask}, None, true, spacing) for mask, true in zip(masks, truths, strict=True)
             ]

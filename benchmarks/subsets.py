@@ -12,8 +12,9 @@ import fire
 import pandas as pd
 import torch
 from monai.bundle import ConfigParser
+from tissnet_components.largest_component import largest_components
 from tissnet_components.metrics import MEANS, dice, surface_distances_mm
-from tissnet_components.regions import largest_parts, nested
+from tissnet_components.regions import nested
 
 
 def subsets(
@@ -64,7 +65,7 @@ def subsets(
             found = found if isinstance(found, dict) else {"fine": found}
             found |= {name: sum(found[one] for one in MEANS[name]) / 2 for name in maps if name in MEANS}
             for name in maps:
-                masks = largest_parts(nested(found[name][0].float()), components)
+                masks = largest_components(nested(found[name][0].float()), components)
                 for mask, true, region in zip(masks, label, regions, strict=True):
                     row = {"case": case["case"], "present": "+".join(present), "map": name, "region": region}
                     row["dice"] = round(dice(mask, true), 4)

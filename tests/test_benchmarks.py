@@ -159,6 +159,10 @@ def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path, monkeypatch):
     found = pd.read_csv(rows).query("region == 'tumor core'").set_index("map")["dice"]  # the innermost, as it is
     assert found["consensus"] == pytest.approx((found["fine"] + found["perceived"]) / 2, abs=1e-3)
     assert abs(found["fine"] - found["perceived"]) > 1e-2
+    monkeypatch.setattr(subsets, "largest_components", lambda maps, components: maps * 0 + components)
+    (tmp_path / "tiny.json").write_text(json.dumps(tiny | {"components": 1}))
+    subsets.subsets(str(datalist), str(tmp_path), configs, str(rows), only=["t1+flair"])
+    assert set(pd.read_csv(rows)["dice"]) == {1}
 
 
 def test_the_check_of_a_gpu_runs_in_short_and_names_what_fails(capsys, monkeypatch):

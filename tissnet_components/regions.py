@@ -4,11 +4,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import ConvertToMultiChannelBasedOnBratsClasses, FgBgToIndicesd, MapTransform
-from scipy import ndimage
 from tissnet_components.errors import BadCase, UserError
 
 WHOLE = "whole tumor"
@@ -92,60 +90,6 @@ def label_names(regions: Sequence[str]) -> dict[str, int]:
     if not inner:
         return {regions[0]: 1}
     return {REST.get((name, inner.get(name, "")), name): LABELS_OF_REGIONS[name] for name in regions}
-
-
-def largest_parts(probabilities: torch.Tensor, components: int) -> torch.Tensor:
-    """0 where the whole tumor lies outside its largest connected parts, by volume; voxels that share a face connect.
-
-    What nnU-Net (Isensee 2021) also tries after its training: a tumor is mostly one piece, false alarms are many.
-
-    Args:
-        components: how many parts stay; 0 for all.
-
-    Shapes:
-        probabilities, returns: (R, X, Y, Z), tumor from 0.5.
-    """
-    tumor = (probabilities.amax(0) >= 0.5).cpu().numpy()
-    parts, count = ndimage.label(tumor)
-    if not components or count <= components:
-        return probabilities
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    left_out = tumor & ~np.isin(parts, np.argsort(sizes)[-components:])
-    return probabilities * torch.from_numpy(~left_out).to(probabilities.device)
-
-
-class LargestPartsd(MapTransform):
-    """Leave the largest connected parts of each map alone, see `largest_parts`, and tell the rest of the first map.
-
-    Args:
-        components: how many parts stay; 0 for all.
-        grid_key: an image on the grid of the maps, with its affine.
-
-    Shapes:
-        each map: (R, X, Y, Z).
-        returns: the data with ``left_out_ml``, unless all parts are to stay.
-
-    Raises:
-        ValueError: `components` is no whole number from 0.
-    """
-
-    def __init__(
-        self, keys: KeysCollection, components: int, grid_key: str = "image", allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if type(components) is not int or components < 0:
-            raise UserError(f"components is {components!r}, expected how many parts of a tumor stay, or 0 for all")
-        self.components, self.grid_key = components, grid_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        if not self.components:
-            return dict(data)
-        kept = {key: largest_parts(data[key], self.components) for key in self.key_iterator(data)}
-        first = self.keys[0]
-        gone = sum(float(sign * (values[first].amax(0) >= 0.5).sum()) for sign, values in ((1, data), (-1, kept)))
-        voxel_ml = abs(float(torch.linalg.det(data[self.grid_key].affine[:3, :3]))) / 1000
-        return {**data, **kept, "left_out_ml": round(gone * voxel_ml, 4)}
 
 
 class RegionsOfLabeld(MapTransform):

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from tissnet_components.largest_component import LargestComponentsd
 from tissnet_components.losses import Batch
 from tissnet_components.metrics import box_around, dice
 from tissnet_components.results.maps import SaveImageOverviewd
@@ -495,6 +496,24 @@ def test_the_summary_holds_the_dice_of_fine_and_refined_on_the_scans_grid(tmp_pa
 def test_the_picture_of_a_case_says_which_answer_it_shows(consensus, answer):
     drawn = parse("inference", consensus=consensus).get_parsed_content("postprocessing").transforms
     assert [step.answer for step in drawn if isinstance(step, SaveImageOverviewd)] == [answer]
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "components"),
+    [
+        (["inference"], "postprocessing", 1),
+        (["train", "evaluate"], "validate::postprocessing", 0),  # as the paper
+        (["train", "evaluate", "recipe"], "validate::postprocessing", 1),
+    ],
+)
+def test_false_alarms_apart_are_left_out_of_the_mask_its_picture_and_its_measures(names, place, components, settings):
+    transforms = parse(*names, **settings).get_parsed_content(place).transforms
+    (step,) = [step for step in transforms if isinstance(step, LargestComponentsd)]
+    (drawn,) = [step for step in transforms if isinstance(step, SaveImageOverviewd)]
+    assert step.components == components and transforms.index(step) < transforms.index(drawn)
+    assert set(step.keys) >= {"fine", "refined"}
+    direct = {"fine": torch.eye(3)[None, ..., None], "image": MetaTensor(torch.zeros(1, 3, 3, 1))}
+    assert step(direct)["fine"].sum() == (components or 3)
 
 
 def test_a_short_training_still_validates(settings):

@@ -99,7 +99,7 @@ class SaveImageSummaryd(SaveImaged):
             the scan tell the volume of the brain.
 
     What `CheckPlausibled` doubts in the scan becomes flags too, with its reasons. ``left_out_ml`` is that of
-    `LargestPartsd`.
+    `LargestComponentsd`.
 
     Raises:
         ValueError: other thresholds than these.
