@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import wraps
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,6 @@ def nnunet(
 def in_bfloat16(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step in bfloat16. Autocast once around a training would be wrong: it keeps the first step's weights."""
 
-    @wraps(step)
     def autocasted(*args: Any) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             return step(*args)

@@ -289,11 +289,12 @@ def test_nnunet_sees_a_random_subset_in_a_share_of_the_samples():
 
 def test_weights_in_bfloat16_follow_the_optimizer():
     layer = torch.nn.Linear(1, 1, bias=False)
-    step = nnunet.in_bfloat16(lambda image: layer(image).sum())
+    step = nnunet.in_bfloat16(layer)
     image, before = torch.ones(1, 1), float(layer.weight)
     for _ in range(2):
         layer.weight.grad = None
-        step(image).backward()
+        step(image).sum().backward()
         with torch.no_grad():
             layer.weight -= layer.weight.grad
+    assert step(image).dtype == torch.bfloat16
     assert step(image).item() == pytest.approx(before - 2, rel=0.01)

@@ -270,7 +270,7 @@ def test_the_consensus_asks_the_perceptor_beside_the_weights(bundle, scans, resu
     assert segmented(bias=-50) < alone < segmented(bias=50)
 
 
-def test_the_mask_holds_as_many_parts_as_are_asked_for(bundle, scans, results, tmp_path):
+def test_the_mask_holds_as_many_parts_as_are_asked_for(bundle, scans, results, tmp_path, capsys):
     segment(str(bundle), **scans, out=str(tmp_path), case="anna", components=2, outputs="seg")
     whole, part = (voxels(folder / "anna_seg.nii.gz") > 0 for folder in (results, tmp_path / "anna"))
     assert ndimage.label(whole)[1] > 1
@@ -278,6 +278,7 @@ def test_the_mask_holds_as_many_parts_as_are_asked_for(bundle, scans, results, t
     summary, before = (json.loads((f / "anna_summary.json").read_text()) for f in (tmp_path / "anna", results))
     assert summary["volume_ml"] < before["volume_ml"]
     assert summary["left_out_ml"] > 0 and "left_out_ml" not in before
+    assert f"({summary['left_out_ml']:.2f} ml apart from it left out)" in "".join(capsys.readouterr())
 
 
 def test_weights_of_other_widths_are_refused(bundle, scans, tmp_path):
