@@ -61,6 +61,14 @@ def centre_mm(image: nib.Nifti1Image) -> np.ndarray:
     return nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0.1).mean(0))
 
 
+def test_a_page_and_the_list_say_what_was_left_out_of_the_mask(tmp_path):
+    write_results(tmp_path, "anna", left_out_ml=24.57)
+    write_results(tmp_path, "bert", left_out_ml=0.0)
+    pages = [without_viewer(write_page(tmp_path, case, [], [])) for case in ("anna", "bert")]
+    assert "24.6 ml apart from it left out" in pages[0] and "left out" not in pages[1]
+    assert write_index(tmp_path).read_text().count("apart from it left out") == 1
+
+
 def test_a_page_shows_the_scans_the_synthetic_image_the_mask_and_the_doubts_where_they_lie(tmp_path):
     tumor = write_results(tmp_path, "anna")
     scans = write_case(tmp_path / "scans", shape=SHAPE, affine=AFFINE)["image"]
