@@ -57,7 +57,7 @@ REGIONAL = {  # of a segmentation too, where regions were evaluated
 }
 METRICS = STAGED | REGIONAL | IMAGE
 STAGES = {  # other segmentations than fine
-    "coarse": "the generator's own",
+    "coarse": "the generator's own, with all its parts, also where the others keep their largest alone",
     "refined": "coarse with its predicted mistakes flipped",
     "average": "the mean of fine and refined",
     "perceptibility": "the perceptor's of the synthetic image",
