@@ -37,6 +37,7 @@ def nnunet(
     hidden: float = 0,
     only: Sequence[str] | None = None,
     mirror: bool = True,
+    overlap: float = 0.5,
     components: int = 1,
     spacing_mm: float = 1.5,
     memory_gb: float = 0.4,
@@ -44,7 +45,7 @@ def nnunet(
 ) -> None:
     """Train on a datalist's training and validation patients, segment its test patients and measure the masks.
 
-    cases.csv, subsets.csv and minutes.json stand in the folder in the end.
+    cases.csv, subsets.csv and minutes.json stand in the folder in the end. A training that ended is not done again.
 
     Args:
         datalist: written by ``tissnet prepare_brats``.
@@ -56,6 +57,7 @@ def nnunet(
             above 0, every subset of them is tested.
         only: subsets to test, such as t1+t2, besides all contrasts.
         mirror: the scans at inference, as nnU-Net does by itself: eight times the work.
+        overlap: of its windows at inference; the bundle has 0.25, at half of the work.
         components: how many connected parts of a mask stay, the largest first, as in the bundle; 0 for all. nnU-Net
             decides this by itself, after a cross-validation.
         spacing_mm: of the voxels that it works on.
@@ -96,10 +98,15 @@ def nnunet(
     step = in_bfloat16(trainer.train_step)
     trainer.train_step = lambda batch: step(batch | {"data": hide(batch["data"], hidden)})
     trainer.validation_step = in_bfloat16(trainer.validation_step)
-    trainer.run_training()
+    if not Path(trainer.output_folder, "checkpoint_final.pth").is_file():
+        trainer.run_training()
     trained = time.monotonic()
     predictor = nnUNetPredictor(
-        use_mirroring=mirror, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
+        tile_step_size=1 - overlap,
+        use_mirroring=mirror,
+        device=torch.device("cpu"),
+        perform_everything_on_device=False,
+        allow_tqdm=False,
     )
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, ("all",))
     for case in tested:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 from tissnet_components.largest_component import largest_components
-from tissnet_components.metrics import MEANS, dice, surface_distances_mm
+from tissnet_components.metrics import MEANS, dice, predicted_dice, surface_distances_mm
 from tissnet_components.regions import nested
 
 
@@ -27,6 +27,7 @@ def subsets(
     only: Sequence[str] | None = None,
     maps: Sequence[str] = ("fine",),
     distances: bool = False,
+    doubts: bool = False,
 ) -> None:
     """Write a row per patient, subset, region and map.
 
@@ -39,6 +40,8 @@ def subsets(
         only: subsets such as t1+t2; by default all.
         maps: among coarse, fine, refined, perceived, average and consensus; ``fine`` alone is the quickest.
         distances: HD95 of ``fine`` too, which takes about as long as the segmentation.
+        doubts: of a cascade also what the warnings of a segmentation rest on, ``agreement`` (with ``refined``) and
+            ``predicted_dice``, and ``perceived_agreement``.
     """
     parser = ConfigParser()
     folder = Path(bundle, "configs")
@@ -61,16 +64,22 @@ def subsets(
             if view:
                 view.hidden = [name not in present for name in contrasts]
             with torch.inference_mode(), inferer.autocast(image.device):
-                found = inferer.inferer(image, network.cascade if list(maps) != ["fine"] else network.network)
+                found = inferer.inferer(image, network.cascade if doubts or list(maps) != ["fine"] else network.network)
             found = found if isinstance(found, dict) else {"fine": found}
             found |= {name: sum(found[one] for one in MEANS[name]) / 2 for name in maps if name in MEANS}
+            others = ("refined", "perceived") if doubts else ()
+            shown = {name: largest_components(nested(found[name][0].float()), components) for name in (*maps, *others)}
             for name in maps:
-                masks = largest_components(nested(found[name][0].float()), components)
-                for mask, true, region in zip(masks, label, regions, strict=True):
+                for part, (mask, true, region) in enumerate(zip(shown[name], label, regions, strict=True)):
                     row = {"case": case["case"], "present": "+".join(present), "map": name, "region": region}
                     row["dice"] = round(dice(mask, true), 4)
                     if distances and name == "fine":
                         row["hd95_mm"] = round(surface_distances_mm(mask, true, spacing)["hd95_mm"], 2)
+                    if doubts:
+                        row["agreement"] = round(dice(mask, shown["refined"][part]), 4)
+                        row["perceived_agreement"] = round(dice(mask, shown["perceived"][part]), 4)
+                        coarse, error = (found[one][0, part].float() for one in ("coarse", "error"))
+                        row["predicted_dice"] = round(predicted_dice(coarse, error), 4)
                     rows.append(row)
         pd.DataFrame(rows).to_csv(out, index=False)
         print(case["case"], flush=True)

@@ -159,6 +159,13 @@ def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path, monkeypatch):
     found = pd.read_csv(rows).query("region == 'tumor core'").set_index("map")["dice"]  # the innermost, as it is
     assert found["consensus"] == pytest.approx((found["fine"] + found["perceived"]) / 2, abs=1e-3)
     assert abs(found["fine"] - found["perceived"]) > 1e-2
+    subsets.subsets(
+        str(datalist), str(tmp_path), configs, str(rows), only=["t1"], maps=["refined", "perceived"], doubts=True
+    )
+    found = pd.read_csv(rows).query("region == 'whole tumor'").set_index("map")
+    assert found.loc["refined", "agreement"] == found.loc["refined", "dice"], "the mean of the map, as above"
+    assert found.loc["perceived", "perceived_agreement"] == found.loc["perceived", "dice"]
+    assert found["predicted_dice"].between(0, 1).all() and found["predicted_dice"].nunique() == 1
     monkeypatch.setattr(subsets, "largest_components", lambda maps, components: maps * 0 + components)
     (tmp_path / "tiny.json").write_text(json.dumps(tiny | {"components": 1}))
     subsets.subsets(str(datalist), str(tmp_path), configs, str(rows), only=["t1+flair"])
