@@ -12,10 +12,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from tissnet_components.inversion import InvertTogetherd
 from tissnet_components.largest_component import LargestComponentsd
 from tissnet_components.losses import Batch
 from tissnet_components.metrics import box_around, dice
 from tissnet_components.results.maps import SaveImageOverviewd
+from tissnet_components.results.summary import SaveImageSummaryd
 from tissnet_components.scans.loading import LoadCased
 from tissnet_components.transforms import NormalizeBrain
 from tissnet_components.weights import keep_recipe, started_from
@@ -490,6 +492,18 @@ def test_the_summary_holds_the_dice_of_fine_and_refined_on_the_scans_grid(tmp_pa
     done = parser.get_parsed_content("postprocessing")({**prepared, "pred": pred})
     assert done["disagreement"].shape == (1, 32, 32, 8)
     assert done["summary"]["agreement"] == pytest.approx(dice(fine, refined), abs=0.05)
+
+
+@pytest.mark.parametrize(("perceptor", "answer"), [(True, "perceived"), (False, "refined")])
+def test_for_any_subset_the_agreement_is_with_the_perceptor_where_there_is_one(tmp_path, perceptor, answer):
+    if perceptor:
+        (tmp_path / "weights_perceptor.pt").touch()
+    parser = parse("inference", "inference_any_missing", ckpt_path=str(tmp_path / "weights.pt"))
+    steps = parser.get_parsed_content("postprocessing").transforms
+    answers = [step.keys[:2] for step in steps if isinstance(step, SaveImageSummaryd | LargestComponentsd)]
+    assert answers == [("fine", answer)] * 2
+    (inverted,) = [step.keys for step in steps if isinstance(step, InvertTogetherd)]
+    assert answer in inverted
 
 
 @pytest.mark.parametrize(("consensus", "answer"), [(False, "fine"), (True, "consensus")])

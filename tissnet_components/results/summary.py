@@ -21,7 +21,8 @@ from tissnet_components.regions import WHOLE, region_masks
 from tissnet_components.results.files import case_file
 from tqdm import tqdm
 
-LEAST = ("agreement", "predicted_dice")  # suspicious below their threshold
+AGREEMENT = "agreement"
+LEAST = (AGREEMENT, "predicted_dice")  # suspicious below their threshold
 MOST = ("mean_error", "mean_disagreement")  # and above
 THRESHOLDS = {*LEAST, *MOST, "edge_voxels"}
 SHARE = "tumor_share"  # of the brain; a threshold of the glioma bundle, whose scans show a whole brain
@@ -40,7 +41,8 @@ def measure_quality(
 
     Args:
         mask: above 0.5 is tumor.
-        refined, error, disagreement, coarse: in [0, 1]; None of a network without such a branch.
+        refined, error, disagreement, coarse: in [0, 1]; None of a network without such a branch. Another second
+            answer, the perceptor's, may stand in the place of refined.
         affine: (4, 4), voxel to millimetres.
         edge_voxels: how many outermost voxels of each axis count as the edge of the field of view.
 
@@ -90,9 +92,11 @@ class SaveImageSummaryd(SaveImaged):
     A ``SaveImaged``, because MONAI Label leaves these out.
 
     Args:
-        keys: mask, refined, error, disagreement and coarse, in this order, on the grid of the input scan.
+        keys: mask, the second answer (refined, or the perceptor's), error, disagreement and coarse, in this order, on
+            the grid of the input scan.
         regions: that the mask names; of several, the volumes are told, and of the whole's parts ``parts``, the same
-            numbers and flags. That a part is empty is no flag: many tumors do not enhance.
+            numbers. A part is flagged by its agreement alone: its predicted error tells nothing of its Dice. That it is
+            empty is no flag: many tumors do not enhance.
         contrasts: that the network knows; where a patient lacks some, it is told which are real and which synthetic.
         thresholds: ``agreement`` and ``predicted_dice``, below which a case is flagged, ``mean_error`` and
             ``mean_disagreement``, above which it is, and ``edge_voxels``; also ``tumor_share``, where the metadata of
@@ -125,12 +129,11 @@ class SaveImageSummaryd(SaveImaged):
         case = image.meta["case"]
         series = {"series": image.meta["series"]} if "series" in image.meta else {}
         reasons = {**self._share(measured, image.meta.get("brain_ml")), **image.meta.get("doubts", {})}
-        flags_of_parts = {
-            name: [flag for flag in quality_flags(part, self.thresholds) if flag in (*LEAST, *MOST)]
-            for name, part in zip(self.regions[1:], parts, strict=True)
-        }
         flags = [*quality_flags(measured, self.thresholds), *reasons]
-        flags += [f"{name}: {flag}" for name, found in flags_of_parts.items() for flag in found]
+        of_parts = zip(self.regions[1:], parts, strict=True)
+        flags += [
+            f"{name}: {AGREEMENT}" for name, part in of_parts if AGREEMENT in quality_flags(part, self.thresholds)
+        ]
         left_out = {"left_out_ml": data["left_out_ml"]} if "left_out_ml" in data else {}
         real = self._contrasts(image.meta.get("contrasts"))
         told = {**series, **real, **measured, **left_out, **self._of_parts(measured, parts)}
