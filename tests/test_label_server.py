@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 
@@ -179,6 +180,18 @@ def test_the_server_segments_from_the_scans_that_a_patient_has(served, studies, 
     assert found["pred"].shape == (1, 30, 32, 12)
     assert set(found["pred"].unique().tolist()) <= {0, 1, 2, 4}
     assert found["pred"].any()
+
+
+def test_the_server_takes_every_subset(served, studies, tmp_path):
+    contrasts = ["t1", "t1ce", "t2", "flair"]
+    for some in (some for size in range(1, 5) for some in combinations(contrasts, size)):
+        folder = tmp_path / "_".join(some)
+        folder.mkdir()
+        for name in some:
+            shutil.copy(studies / f"anna_{name}.nii.gz", folder)
+        found = answer(served, folder / f"anna_{some[0]}.nii.gz")
+        assert found["image"].meta["contrasts"] == list(some)
+        assert found["pred"].any()
 
 
 @pytest.mark.parametrize("name", ["error", "synthetic"])

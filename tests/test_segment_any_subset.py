@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import zipfile
+from itertools import combinations
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +14,9 @@ import torch
 from bundle_copies import any_subset_weights
 from cohort import write_case
 from dicom_files import save_all, slices_of
+from monai.bundle import ConfigParser
 from tissnet_components.errors import user_error
+from tissnet_components.package import package_bundle
 from tissnet_components.patients import find_patients
 from tissnet_components.regions import LABELS_OF_REGIONS
 from tissnet_components.scans.cases import find_scans
@@ -20,6 +24,7 @@ from tissnet_components.segment import segment
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "tissnet_brats"
 CONTRASTS = ["t1", "t1ce", "t2", "flair"]
+SUBSETS = {"_".join(some): list(some) for size in range(1, 5) for some in combinations(CONTRASTS, size)}
 RECIPE = {
     "regions": list(LABELS_OF_REGIONS),
     "widths": [2, 2, 2, 2, 2],
@@ -62,6 +67,26 @@ def test_any_subset_is_segmented_and_the_others_are_synthesised(bundle, scans, g
     assert synthetic.is_file() == (given != CONTRASTS)
     if len(summary["synthetic"]) > 1:
         assert nib.load(synthetic).shape[3] == len(summary["synthetic"])
+
+
+def test_every_subset_runs_through_segment_and_the_same_through_the_packaged_bundles_inferring(bundle, scans, tmp_path):
+    cases = write_patients(tmp_path, scans, {f"of_{name}": some for name, some in SUBSETS.items()})
+    weights = bundle / "models" / "any_missing.pt"
+    segment(bundle, cases=cases, weights=weights, out=tmp_path / "segment", outputs="seg", force=True)
+    with zipfile.ZipFile(package_bundle(bundle, tmp_path / "dist")) as archive:
+        archive.extractall(tmp_path / "colleague")
+    packaged = tmp_path / "colleague" / "tissnet_brats"
+    parser = ConfigParser()
+    parser.read_config([str(packaged / "configs" / f"{name}.json") for name in ("inference", "inference_any_missing")])
+    folders = {"bundle_root": str(packaged), "dataset_dir": str(cases), "output_dir": str(tmp_path / "inferring")}
+    parser.update(folders | {"outputs": ["seg", "summary"], "force": True, "device": torch.device("cpu")})
+    for entry in ("initialize", "inferring"):
+        parser.get_parsed_content(entry)
+    for name, some in SUBSETS.items():
+        for out in ("segment", "inferring"):
+            assert summary_of(tmp_path / out, f"of_{name}")["real"] == some
+        mask, same = (tmp_path / out / f"of_{name}" / f"of_{name}_seg.nii.gz" for out in ("segment", "inferring"))
+        np.testing.assert_array_equal(nib.load(mask).dataobj, nib.load(same).dataobj)
 
 
 def test_the_answer_is_the_mean_with_the_perceptors_where_that_lies_beside_the_weights(bundle, scans, tmp_path):
