@@ -57,7 +57,7 @@ def nnunet(
             above 0, every subset of them is tested.
         only: subsets to test, such as t1+t2, besides all contrasts.
         mirror: the scans at inference, as nnU-Net does by itself: eight times the work.
-        overlap: of its windows at inference; the bundle has 0.25, at half of the work.
+        overlap: of its windows at inference; the bundle's is 0.25.
         components: how many connected parts of a mask stay, the largest first, as in the bundle; 0 for all. nnU-Net
             decides this by itself, after a cross-validation.
         spacing_mm: of the voxels that it works on.
@@ -81,14 +81,14 @@ def nnunet(
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     torch.manual_seed(0)
-    start = time.monotonic()
+    record, start = folder / "minutes.json", time.monotonic()
     if not (folder / "preprocessed" / raw.name / "ready").is_file():
         api.extract_fingerprints([1], num_processes=1)
         api.plan_experiments([1], gpu_memory_target_in_gb=memory_gb, overwrite_target_spacing=(spacing_mm,) * 3)
         api.preprocess([1], configurations=["3d_fullres"], num_processes=[1])
         (folder / "preprocessed" / raw.name / "ready").touch()
+        keep(record, prepare=minutes_since(start))
     os.environ |= {"nnUNet_n_proc_DA": "0"}  # augment in this process; its planner wants at least 1
-    prepared = time.monotonic()
     plans = json.loads((folder / "preprocessed" / raw.name / "nnUNetPlans.json").read_text())
     plans["continue_training"] = False
     content = json.loads((raw / "dataset.json").read_text())
@@ -99,8 +99,11 @@ def nnunet(
     trainer.train_step = lambda batch: step(batch | {"data": hide(batch["data"], hidden)})
     trainer.validation_step = in_bfloat16(trainer.validation_step)
     if not Path(trainer.output_folder, "checkpoint_final.pth").is_file():
+        start, planned = time.monotonic(), trainer.configuration_manager
         trainer.run_training()
-    trained = time.monotonic()
+        patch = [int(side) for side in planned.patch_size]
+        keep(record, train=minutes_since(start), steps=epochs * steps, patch=patch, batch=int(planned.batch_size))
+    start = time.monotonic()
     predictor = nnUNetPredictor(
         tile_step_size=1 - overlap,
         use_mirroring=mirror,
@@ -118,12 +121,19 @@ def nnunet(
             shown = np.array([name in present.split("+") for name in contrasts])[:, None, None, None]
             mask = str(folder / "masks" / present / case)
             in_bfloat16(predictor.predict_single_npy_array)(image * shown, properties, None, mask, False)
-    minutes = {"prepare": prepared - start, "train": trained - prepared, "segment": time.monotonic() - trained}
-    patch, batch = trainer.configuration_manager.patch_size, trainer.configuration_manager.batch_size
-    told = {name: round(seconds / 60, 1) for name, seconds in minutes.items()}
-    told |= {"steps": epochs * steps, "patch": [int(size) for size in patch], "batch": int(batch)}
-    (folder / "minutes.json").write_text(json.dumps(told))
+    keep(record, segment=minutes_since(start))
     measure(tested, folder, subsets, regions, components)
+
+
+def keep(record: Path, **told: Any) -> None:
+    """Add to a JSON file: what an earlier run told of the stages that it ended stays."""
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    record.write_text(json.dumps(known | told))
+
+
+def minutes_since(start: float) -> float:
+    """By the clock of `time.monotonic`."""
+    return round((time.monotonic() - start) / 60, 1)
 
 
 def in_bfloat16(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -137,39 +138,55 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path, monkeypatch):
     assert measured == ["limit", "limit"]
 
 
-def test_every_subset_and_part_of_the_tumor_is_measured(tmp_path, monkeypatch):
-    tiny = {"regions": ["whole tumor", "tumor core"], "widths": [2] * 5, "patch_size": [32, 32, 16], "norm": "instance"}
-    (tmp_path / "tiny.json").write_text(json.dumps(tiny))
-    configs = Path("bundles/tissnet_brats/configs")
+ANY_SUBSET = {
+    "regions": ["whole tumor", "tumor core"],
+    "widths": [2] * 5,
+    "patch_size": [32, 32, 16],
+    "norm": "instance",
+}
+
+
+@pytest.fixture
+def measured(tmp_path) -> Callable[..., pd.DataFrame]:
+    """The rows of a tiny network for any subset, of one patient."""
+    tiny, configs = tmp_path / "tiny.json", Path("bundles/tissnet_brats/configs")
+    tiny.write_text(json.dumps(ANY_SUBSET))
     parser = ConfigParser()
-    parser.read_config([str(configs / "train.json"), str(configs / "any_missing.json"), str(tmp_path / "tiny.json")])
+    parser.read_config([str(configs / "train.json"), str(configs / "any_missing.json"), str(tiny)])
     for network, file in (("network_def", "any_missing.pt"), ("perceptor_def", "direct_image_target.pt")):
         torch.save(parser.get_parsed_content(network).state_dict(), tmp_path / file)
     datalist = write_datalist(tmp_path, test=[write_case(tmp_path / "anna")])
-    rows = tmp_path / "rows.csv"
-    subsets.subsets(str(datalist), str(tmp_path), ["any_missing", str(tmp_path / "tiny.json")], str(rows))
-    found = pd.read_csv(rows)
+
+    def run(components: int = 0, **options: object) -> pd.DataFrame:
+        tiny.write_text(json.dumps(ANY_SUBSET | {"components": components}))
+        rows = str(tmp_path / "rows.csv")
+        subsets.subsets(str(datalist), str(tmp_path), ["any_missing", str(tiny)], rows, **options)
+        return pd.read_csv(rows)
+
+    return run
+
+
+def test_every_subset_and_part_of_the_tumor_is_measured(measured, monkeypatch):
+    found = measured()
     assert len(found) == 15 * 2
     assert set(found["present"]) >= {"t1", "t1ce+flair", "t1+t1ce+t2+flair"}
     assert found["dice"].between(0, 1).all()
     monkeypatch.setattr(subsets, "dice", lambda mask, true: float(mask.mean()))  # the map itself
     maps = ["fine", "perceived", "consensus"]
-    configs = ["any_missing", str(tmp_path / "tiny.json")]
-    subsets.subsets(str(datalist), str(tmp_path), configs, str(rows), only=["t1+flair"], maps=maps)
-    found = pd.read_csv(rows).query("region == 'tumor core'").set_index("map")["dice"]  # the innermost, as it is
-    assert found["consensus"] == pytest.approx((found["fine"] + found["perceived"]) / 2, abs=1e-3)
+    found = measured(only=["t1+flair"], maps=maps).query("region == 'tumor core'").set_index("map")["dice"]
+    assert found["consensus"] == pytest.approx((found["fine"] + found["perceived"]) / 2, abs=1e-3)  # the innermost
     assert abs(found["fine"] - found["perceived"]) > 1e-2
-    subsets.subsets(
-        str(datalist), str(tmp_path), configs, str(rows), only=["t1"], maps=["refined", "perceived"], doubts=True
-    )
-    found = pd.read_csv(rows).query("region == 'whole tumor'").set_index("map")
-    assert found.loc["refined", "agreement"] == found.loc["refined", "dice"], "the mean of the map, as above"
-    assert found.loc["perceived", "perceived_agreement"] == found.loc["perceived", "dice"]
-    assert found["predicted_dice"].between(0, 1).all() and found["predicted_dice"].nunique() == 1
     monkeypatch.setattr(subsets, "largest_components", lambda maps, components: maps * 0 + components)
-    (tmp_path / "tiny.json").write_text(json.dumps(tiny | {"components": 1}))
-    subsets.subsets(str(datalist), str(tmp_path), configs, str(rows), only=["t1+flair"])
-    assert set(pd.read_csv(rows)["dice"]) == {1}
+    assert set(measured(components=1, only=["t1+flair"])["dice"]) == {1}
+
+
+def test_the_doubts_compare_a_map_with_the_second_answers(measured, monkeypatch):
+    monkeypatch.setattr(subsets, "dice", lambda mask, other: float((mask - other).abs().mean()))  # 0: the same map
+    found = measured(only=["t1"], maps=["refined", "perceived"], doubts=True)
+    found = found.query("region == 'whole tumor'").set_index("map")
+    assert found.loc["refined", "agreement"] == found.loc["perceived", "perceived_agreement"] == 0
+    assert found.loc["perceived", "agreement"] == found.loc["refined", "perceived_agreement"] > 1e-2
+    assert found["predicted_dice"].between(0, 1).all() and found["predicted_dice"].nunique() == 1
 
 
 def test_the_check_of_a_gpu_runs_in_short_and_names_what_fails(capsys, monkeypatch):
@@ -283,6 +300,13 @@ def test_nnunet_names_regions_each_inside_the_one_before(tmp_path):
     nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "masks" / "t1" / "anna.nii.gz")
     nnunet.measure({"anna": str(tmp_path / "label.nii")}, tmp_path, ["t1"], regions, components=1)
     assert pd.read_csv(tmp_path / "subsets.csv")["dice"].tolist() == pytest.approx([0.8, 1, 0])
+
+
+def test_the_minutes_of_a_stage_that_ended_stay_when_nnunet_goes_on(tmp_path):
+    nnunet.keep(tmp_path / "minutes.json", prepare=1.6)
+    nnunet.keep(tmp_path / "minutes.json", train=11.0, steps=500)
+    nnunet.keep(tmp_path / "minutes.json", train=12.0)
+    assert json.loads((tmp_path / "minutes.json").read_text()) == {"prepare": 1.6, "train": 12.0, "steps": 500}
 
 
 def test_nnunet_sees_a_random_subset_in_a_share_of_the_samples():
