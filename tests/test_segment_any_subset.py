@@ -87,6 +87,7 @@ def test_every_subset_runs_through_segment_and_the_same_through_the_packaged_bun
             assert summary_of(tmp_path / out, f"of_{name}")["real"] == some
         mask, same = (tmp_path / out / f"of_{name}" / f"of_{name}_seg.nii.gz" for out in ("segment", "inferring"))
         np.testing.assert_array_equal(nib.load(mask).dataobj, nib.load(same).dataobj)
+        assert np.any(nib.load(mask).dataobj)
 
 
 def test_the_answer_is_the_mean_with_the_perceptors_where_that_lies_beside_the_weights(bundle, scans, tmp_path):
@@ -105,6 +106,21 @@ def test_the_answer_is_the_mean_with_the_perceptors_where_that_lies_beside_the_w
     with pytest.raises(RuntimeError) as error:
         segment(alone, flair=scans["flair"], out=tmp_path / "none", case="anna", force=True, consensus=True)
     assert re.match(r"no weights at .*any_missing_perceptor\.pt", str(user_error(error.value)))
+
+
+def test_the_agreement_is_the_masks_with_what_the_perceptor_sees(bundle, scans, tmp_path):
+    sure = shutil.copytree(bundle, tmp_path / "sure")
+    file = sure / "models" / "any_missing_perceptor.pt"
+    perceptor = torch.load(file, weights_only=True)
+    next(value for name, value in perceptor.items() if name.endswith("head.bias")).fill_(1000)  # tumor everywhere
+    torch.save(perceptor, file)
+    agreements = {}
+    for name, options in (("mean", {}), ("cascade", {"consensus": False})):
+        segment(sure, flair=scans["flair"], out=tmp_path / name, case="anna", force=True, outputs="seg", **options)
+        summary = summary_of(tmp_path / name, "anna")
+        agreements[name] = {summary["agreement"], *(part["agreement"] for part in summary["parts"].values())}
+    assert agreements["mean"] == {1}
+    assert agreements["cascade"] != {1} and None not in agreements["cascade"]
 
 
 def test_the_papers_subset_is_segmented_by_the_bundles_own_weights(bundle, scans, tmp_path):
