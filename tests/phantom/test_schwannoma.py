@@ -250,6 +250,14 @@ def test_a_varied_patient_fits_its_close_crop():
         assert patient["seg"].any() and patient["t2"].shape == patient["t1ce"].shape == grid.shape
 
 
+def test_some_varied_patients_keep_the_contrast_of_their_sequence(monkeypatch):
+    contrasts = []
+    monkeypatch.setattr(module, "vary_contrast", lambda rng, t2, *_: contrasts.append("drawn anew") or t2)
+    for seed in range(6):
+        vestibular_patient(np.random.default_rng(seed), grid=Grid((32, 32, 12), (1.6, 1.6, 3.0)), varied=True)
+    assert 0 < len(contrasts) < 6
+
+
 def test_only_moving_csf_loses_signal():
     labels = np.full(BLOCK.shape, LABEL["csf"])
     labels[:12] = LABEL["brain"]

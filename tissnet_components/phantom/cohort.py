@@ -94,9 +94,9 @@ def phantom(
             gives 120 x 120 x 78. "vs" always has 272 x 160 x 40 voxels of 0.41 x 0.41 x 1.5 mm.
         workers: processes, by default one per processor; each needs about 0.6 GB (2 mm), 2 GB (1 mm) or 0.8 GB ("vs").
         contours: folder with contours of Vestibular-Schwannoma-SEG, whose tumors "vs" then takes the shapes of.
-        variety: of "vs", the share of patients, 0 to 1, whose T2 has any contrast, sharpness, noise, shading and field
-            of view, and whose tumor any size up to 20 ml, to train networks for scans of anywhere; the others are as
-            in Vestibular-Schwannoma-SEG.
+        variety: of "vs", the share of patients, 0 to 1, with any field of view, sharpness, noise, shading and size of
+            tumor up to 20 ml, half of them with any contrast in T2 too, to train networks for scans of anywhere; the
+            others are as in Vestibular-Schwannoma-SEG.
 
     Returns:
         the path of `datalist.json`.

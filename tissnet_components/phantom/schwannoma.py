@@ -88,10 +88,10 @@ BRIGHTNESS = {
     "mucosa": (0.08, 1.0),
     "dura": (0.03, 0.3),
 }
-"""T2 of a varied patient: signal of a tissue, lowest and highest, relative to that of fluid at rest."""
+"""T2 whose contrast is varied: signal of a tissue, lowest and highest, relative to that of fluid at rest."""
 
 TUMOR_BRIGHTNESS = (-0.25, 0.9)
-"""T2 of a varied patient's tumor: its solid part, where brain is 0 and fluid is 1 on a logarithmic scale."""
+"""T2 whose contrast is varied, the tumor: its solid part, where brain is 0 and fluid is 1 on a logarithmic scale."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def vestibular_patient(
 
     Args:
         contours: of a real tumor, in mm towards left, posterior and superior; None draws a tumor.
-        varied: T2 as no sequence in particular shows it, so that brightness tells little: see `vary_contrast`.
-            Sharpness, noise and shading vary more too, and so does the size of the tumor.
+        varied: sharpness, noise, shading and the size of the tumor vary more; and in half of the patients T2 is as no
+            sequence in particular shows it, so that brightness tells little: see `vary_contrast`.
 
     Returns:
         ``t2`` and ``t1ce`` (int16, arbitrary units), and ``seg`` (uint8, 1 is tumor).
@@ -135,7 +135,7 @@ def vestibular_patient(
 
 def varied_grid(rng: np.random.Generator) -> Grid:
     """Anything from a close crop around one ear to a whole head, in slices of 1 to 2 mm; at most 300 voxels wide."""
-    head = rng.random() < 0.3
+    head = rng.random() < 0.5
     width_mm = float(rng.uniform(150, 200) if head else rng.uniform(50, 130))
     depth_mm = float(rng.uniform(170, 215) if head else rng.uniform(45, 100))
     pixel_mm = max(float(rng.uniform(0.4, 0.75)), max(width_mm, depth_mm) / 300)
@@ -263,7 +263,7 @@ def image(
         2 * np.pi * off_resonance_hz * tr_ms / 1000,
         {"artery": rng.uniform(0, 0.2), "vein": rng.uniform(0.3, 1)},
     )
-    if varied:
+    if varied and rng.random() < 0.5:
         t2 = vary_contrast(rng, t2, anatomy, schwannoma)
     t2 *= pulsation(rng, grid, anatomy)
     t1 = paint(t1_weighted(rng), 0 * off_resonance_hz, {"artery": rng.uniform(0.9, 1.4), "vein": rng.uniform(0.5, 1)})
