@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import log
 
 import pytest
 import torch
@@ -111,6 +112,20 @@ def test_the_total_is_the_papers_weighted_sum():
 def test_the_segmentors_weight_multiplies_its_three_terms_alone(term):
     factor = 25 if term in ("fine", "error", "consistency") else 1
     assert toy_terms({term: 2}, segmentor_weight=25)["loss"] == pytest.approx(2 * factor * BY_HAND[term], rel=1e-4)
+
+
+def test_cross_entropy_adds_to_coarse_and_fine_alone():
+    loss = toy_loss(PAPER, cross_entropy=2)
+    maps = {**toy_maps(), "coarse": constant(1)}  # certain, and wrong at 28 voxels of 32
+    values = loss(maps, Batch(constant(1), constant(-0.25), small_tumor()))
+    fine = BY_HAND["fine"] - 2 * (4 * log(0.75) + 28 * log(0.25)) / 32
+    coarse = dice_of_constant(1, 4) - 2 * (4 * log(0.999) + 28 * log(0.001)) / 32
+    others = {term: pytest.approx(BY_HAND[term], abs=1e-5) for term in set(TERMS) - {"coarse", "fine"}}
+    assert {term: values[term] for term in TERMS} == {
+        **others,
+        "coarse": pytest.approx(coarse, rel=1e-4),
+        "fine": pytest.approx(fine, rel=1e-4),
+    }
 
 
 def test_norms_are_means_so_that_more_samples_change_nothing():

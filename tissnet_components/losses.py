@@ -141,6 +141,18 @@ def dice_loss(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)(*both_classes)
 
 
+def cross_entropy(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross-entropy, which also sees what is found in a batch without tumor; beside Dice in nnU-Net.
+
+    A probability counts as 0.001 to 0.999 at the most: half precision knows nothing between that and certainty.
+
+    Shapes:
+        probability, label: (B, R, X, Y, Z).
+        returns: scalar.
+    """
+    return F.binary_cross_entropy(all_samples(probability).float().clamp(1e-3, 1 - 1e-3), all_samples(label).float())
+
+
 def l1(synthetic: torch.Tensor, target: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
     """The L1 norm of Eqs. 1 and 4, a mean over voxels; of several contrasts, over those that were absent alone.
 
@@ -281,6 +293,7 @@ class TissNetLoss(WeightedTerms):
         perceptor: S_p, needed by ``perceptibility``.
         discriminators: ``global`` and ``tumor``, needed by the adversarial terms.
         tumor_margin: voxels added around the tumor's bounding box.
+        cross_entropy: weight of the cross-entropy that ``coarse`` and ``fine`` contain beside Dice; the paper's is 0.
 
     Raises:
         ValueError: as ``WeightedTerms``, or without the perceptor that ``perceptibility`` needs.
@@ -306,6 +319,7 @@ class TissNetLoss(WeightedTerms):
         perceptor: nn.Module | None = None,
         discriminators: nn.ModuleDict | None = None,
         tumor_margin: int = 0,
+        cross_entropy: float = 0.0,
     ) -> None:
         scales = dict.fromkeys(SEGMENTOR_TERMS, segmentor_weight)
         weights = {term: weight * scales.get(term, 1.0) for term, weight in loss_weights.items()}
@@ -316,6 +330,7 @@ class TissNetLoss(WeightedTerms):
             self.perceptibility = PerceptibilityLoss(perceptor)
         self.consistency = ErrorPredictionConsistencyLoss()
         self.tumor_margin = tumor_margin
+        self.cross_entropy = cross_entropy
 
     def terms(self, maps: Maps, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         return {
@@ -351,11 +366,16 @@ class TissNetLoss(WeightedTerms):
     def _segmentation_terms(self, maps: Maps, label: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
         """L_c and Eq. 9."""
         return {
-            "coarse": lambda: dice_loss(maps["coarse"], label),
-            "fine": lambda: dice_loss(maps["fine"], label),
+            "coarse": lambda: self._overlap(maps["coarse"], label),
+            "fine": lambda: self._overlap(maps["fine"], label),
             "error": lambda: dice_loss(maps["error"], coarse_mistakes(maps["coarse"], label)),
             "consistency": lambda: self.consistency(maps["fine"], maps["refined"]),
         }
+
+    def _overlap(self, probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """L_Dice and, where asked for, cross-entropy."""
+        dice = dice_loss(probability, label)
+        return dice + self.cross_entropy * cross_entropy(probability, label) if self.cross_entropy else dice
 
 
 class DiscriminatorLoss(Objective):
