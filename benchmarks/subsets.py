@@ -17,6 +17,17 @@ from tissnet_components.metrics import MEANS, dice, predicted_dice, surface_dist
 from tissnet_components.regions import nested
 
 
+def evaluation(bundle: str, datalist: str, ckpt_dir: str, configs: Sequence[str], section: str) -> ConfigParser:
+    """The configs of an evaluation on the network's own grid; arguments as of `subsets`."""
+    parser = ConfigParser()
+    folder = Path(bundle, "configs")
+    overlays = [Path(name) if Path(name).is_file() else folder / f"{name}.json" for name in configs]
+    parser.read_config([str(file) for file in (folder / "train.json", *overlays, folder / "evaluate.json")])
+    parser.update({"bundle_root": bundle, "datalist": datalist, "ckpt_dir": ckpt_dir, "section": section})
+    parser.update({"precision": "auto", "validate::preprocessing": "@evaluated_preprocessing"})
+    return parser
+
+
 def subsets(
     datalist: str,
     ckpt_dir: str,
@@ -43,12 +54,7 @@ def subsets(
         doubts: of a cascade also what the warnings of a segmentation rest on, ``agreement`` (with ``refined``) and
             ``predicted_dice``, and ``perceived_agreement``.
     """
-    parser = ConfigParser()
-    folder = Path(bundle, "configs")
-    overlays = [Path(name) if Path(name).is_file() else folder / f"{name}.json" for name in configs]
-    parser.read_config([str(file) for file in (folder / "train.json", *overlays, folder / "evaluate.json")])
-    parser.update({"bundle_root": bundle, "datalist": datalist, "ckpt_dir": ckpt_dir, "section": section})
-    parser.update({"precision": "auto", "validate::preprocessing": "@evaluated_preprocessing"})
+    parser = evaluation(bundle, datalist, ckpt_dir, configs, section)
     network = parser.get_parsed_content("evaluated_network").eval()
     inferer = parser.get_parsed_content("validate::inferer")
     components = parser["components"]

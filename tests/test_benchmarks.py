@@ -20,14 +20,30 @@ from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
+from tissnet_components.metrics import ssim
 from tissnet_components.training import AdversarialUpdate, Player
+from tissnet_components.unet25d import UNet25D
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import __main__ as everything
-from benchmarks import gpu_check, growth, inference, loading, metrics, nnunet, peers, quality, scans, subsets, training
+from benchmarks import (
+    gpu_check,
+    growth,
+    inference,
+    loading,
+    metrics,
+    nnunet,
+    peers,
+    quality,
+    scans,
+    similarity,
+    subsets,
+    training,
+)
 from benchmarks.__main__ import benchmark, table
 from benchmarks.measure import compare, run_process
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
+from benchmarks.subsets import evaluation
 
 WEIGHTS = {
     "global_l1": 50,
@@ -178,6 +194,38 @@ def test_every_subset_and_part_of_the_tumor_is_measured(measured, monkeypatch):
     assert abs(found["fine"] - found["perceived"]) > 1e-2
     monkeypatch.setattr(subsets, "largest_components", lambda maps, components: maps * 0 + components)
     assert set(measured(components=1, only=["t1+flair"])["dice"]) == {1}
+
+
+def test_blurring_stops_at_the_wanted_similarity():
+    real = torch.rand(24, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert ssim(similarity.blurred_to(real, 0.5), real) == pytest.approx(0.5, abs=0.02)
+    sharp, flat = (ssim(similarity.blurred_to(real, wanted), real) for wanted in (1, -1))
+    assert sharp > 0.99 and flat < 0.05, "beyond reach: the least and the most blur"
+
+
+def test_features_are_as_far_apart_as_their_directions():
+    network = UNet25D(1, [2] * 5)
+    levels = {
+        1.0: [torch.tensor([3.0, 0]), torch.tensor([1.0, 0])],
+        0.0: [torch.tensor([0.0, 1]), torch.tensor([2.0, 0])],
+    }
+    network.encoder.forward = lambda image: [level.view(1, 2, 1, 1, 1) for level in levels[image.max().item()]]
+    one, other = torch.ones(4, 4, 4), torch.zeros(4, 4, 4)
+    assert similarity.feature_distance(network, one, one) == 0
+    assert similarity.feature_distance(network, one, other) == pytest.approx((2 + 0) / 2)  # right angles, one direction
+
+
+def test_the_synthetic_image_is_held_against_the_sources_and_a_blurred_one(tmp_path):
+    (tmp_path / "tiny.json").write_text(json.dumps(ANY_SUBSET | {"regions": ["whole tumor"]}))
+    parser = evaluation("bundles/tissnet_brats", "", str(tmp_path), [str(tmp_path / "tiny.json")], "test")
+    for network, file in (("network_def", "model.pt"), ("perceptor_def", "perceptor.pt")):
+        torch.save(parser.get_parsed_content(network).state_dict(), tmp_path / file)
+    datalist = write_datalist(tmp_path, test=[write_case(tmp_path / "anna")])
+    rows = str(tmp_path / "rows.csv")
+    similarity.similarity(str(datalist), str(tmp_path), rows, [str(tmp_path / "tiny.json")])
+    found = pd.read_csv(rows)
+    assert found["image"].tolist() == ["synthetic", "t1", "t1ce", "t2", "blurred"]
+    assert found["distance"].between(0, 2).all() and found["ssim"].between(-1, 1).all()
 
 
 def test_the_doubts_compare_a_map_with_the_second_answers(measured, monkeypatch):
