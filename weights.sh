@@ -26,12 +26,17 @@ if [ ! -f "$work/cohort/datalist.json" ]; then
         "$python" -m tissnet_components prepare_brats --root "$data" --out "$work/cohort/datalist.json" \
             --split "$bundle/docs/weights_split.csv"
     else
-        "$python" -m tissnet_components phantom --task vs --out "$work/cohort" --cases 48 --seed 1 --contours "$data"
+        "$python" -m tissnet_components phantom --task vs --out "$work/cohort" --cases 140 --seed 31 --variety 0.6 --contours "$data"
     fi
 fi
-train "'configs/direct_segmentation.json',"                              # the perceptor
-train "'configs/direct_segmentation.json'," --input_keys "['image']"     # direct segmentation, to compare with
-train ""                                                                 # TISS-Net
+perceptor=() direct=() cascade=()
+if [ "$task" = vs ]; then # both parts of the cascade start from direct segmentation
+    perceptor=(--epochs 90) direct=(--epochs 150)
+    cascade=(--map_dropout 0.25 --start_from "{'generator':'$work/models/direct_image.pt','segmentor':'$work/models/direct_image.pt'}")
+fi
+train "'configs/direct_segmentation.json'," "${perceptor[@]}"
+train "'configs/direct_segmentation.json'," --input_keys "['image']" "${direct[@]}" # to compare with, too
+train "" "${cascade[@]}"
 for name in perceptor model; do
     "$python" -m tissnet_components compact --weights "$work/models/$name.pt" --out "$bundle/models/$name.pt"
 done
