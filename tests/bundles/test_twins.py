@@ -22,11 +22,15 @@ OWN_SETTINGS = {
     "dicom_segment",
 }
 OWN_RECIPE = OWN_SETTINGS | {  # of the weights that each ships
+    "background_patches",
+    "batch_size",
+    "cross_entropy",
     "epochs",
     "norm",
     "patch_size",
     "window_size",
     "recipe",
+    "tumor_paste",
     "narrow_view",
     "contrast_curve",
     "consensus",
