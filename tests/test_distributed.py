@@ -69,6 +69,7 @@ def each_sample_alone(module: nn.Module) -> nn.Module:
 @pytest.fixture
 def update(network, perceptor, discriminators):
     update = adversarial_update(*map(each_sample_alone, (network, perceptor, discriminators)))
+    update.network.loss.cross_entropy = 0.5
     for player in update.players:
         player.optimizer = torch.optim.SGD(player.module.parameters(), 1e-3)
     return update
@@ -96,7 +97,12 @@ def train_own_part(update, batches) -> tuple[list[dict[str, float]], dict[str, t
     return losses, {**update.network.module.state_dict(), **update.discriminators.module.state_dict()}
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(update, batches, tmp_path):
+@pytest.mark.parametrize(
+    "labelled", [[True] * 4, [True, True, False, False]], ids=["all labelled", "one process without"]
+)
+def test_two_processes_train_as_one_with_the_doubled_batch(update, batches, labelled, tmp_path):
+    for batch in batches:
+        batch["has_label"] = torch.tensor(labelled)
     losses, weights = train_own_part(copy.deepcopy(update), batches)
     one, two = in_processes(2, tmp_path, train_own_part, update, batches)
     assert len(losses) == 2

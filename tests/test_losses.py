@@ -116,16 +116,26 @@ def test_the_segmentors_weight_multiplies_its_three_terms_alone(term):
 
 def test_cross_entropy_adds_to_coarse_and_fine_alone():
     loss = toy_loss(PAPER, cross_entropy=2)
-    maps = {**toy_maps(), "coarse": constant(1)}  # certain, and wrong at 28 voxels of 32
-    values = loss(maps, Batch(constant(1), constant(-0.25), small_tumor()))
+    values = loss(toy_maps(), Batch(constant(1), constant(-0.25), small_tumor()))
     fine = BY_HAND["fine"] - 2 * (4 * log(0.75) + 28 * log(0.25)) / 32
-    coarse = dice_of_constant(1, 4) - 2 * (4 * log(0.999) + 28 * log(0.001)) / 32
+    coarse = BY_HAND["coarse"] - 2 * (4 * log(0.8) + 28 * log(0.2)) / 32
     others = {term: pytest.approx(BY_HAND[term], abs=1e-5) for term in set(TERMS) - {"coarse", "fine"}}
     assert {term: values[term] for term in TERMS} == {
         **others,
         "coarse": pytest.approx(coarse, rel=1e-4),
         "fine": pytest.approx(fine, rel=1e-4),
     }
+
+
+def test_cross_entropy_holds_back_what_is_found_for_certain_where_there_is_no_tumor():
+    gradients = []
+    for weight in (0, 1):
+        logit = constant(9).requires_grad_()
+        loss = toy_loss({"fine": 1}, cross_entropy=weight)
+        loss({"fine": logit.sigmoid()}, Batch(constant(0), constant(0), constant(0)))["loss"].backward()
+        gradients.append(logit.grad.mean() * 32)
+    dice_alone, both = gradients
+    assert dice_alone < 1e-3 and both == pytest.approx(1, abs=1e-2)  # of cross-entropy: probability less label
 
 
 def test_norms_are_means_so_that_more_samples_change_nothing():

@@ -144,13 +144,11 @@ def dice_loss(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def cross_entropy(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Mean binary cross-entropy, which also sees what is found in a batch without tumor; beside Dice in nnU-Net.
 
-    A probability counts as 0.001 to 0.999 at the most: half precision knows nothing between that and certainty.
-
     Shapes:
-        probability, label: (B, R, X, Y, Z).
+        probability, label: (B, R, X, Y, Z), float32.
         returns: scalar.
     """
-    return F.binary_cross_entropy(all_samples(probability).float().clamp(1e-3, 1 - 1e-3), all_samples(label).float())
+    return F.binary_cross_entropy(all_samples(probability), all_samples(label))
 
 
 def l1(synthetic: torch.Tensor, target: torch.Tensor, absent: torch.Tensor | None = None) -> torch.Tensor:
@@ -366,13 +364,13 @@ class TissNetLoss(WeightedTerms):
     def _segmentation_terms(self, maps: Maps, label: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
         """L_c and Eq. 9."""
         return {
-            "coarse": lambda: self._overlap(maps["coarse"], label),
-            "fine": lambda: self._overlap(maps["fine"], label),
+            "coarse": lambda: self._segmentation_loss(maps["coarse"], label),
+            "fine": lambda: self._segmentation_loss(maps["fine"], label),
             "error": lambda: dice_loss(maps["error"], coarse_mistakes(maps["coarse"], label)),
             "consistency": lambda: self.consistency(maps["fine"], maps["refined"]),
         }
 
-    def _overlap(self, probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def _segmentation_loss(self, probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """L_Dice and, where asked for, cross-entropy."""
         dice = dice_loss(probability, label)
         return dice + self.cross_entropy * cross_entropy(probability, label) if self.cross_entropy else dice
