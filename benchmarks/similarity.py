@@ -17,7 +17,7 @@ from tissnet_components.metrics import box_around, ssim
 from tissnet_components.unet25d import UNet25D, pad_far_ends
 from torch.nn import functional as F
 
-from benchmarks.subsets import evaluation
+from benchmarks.evaluation import evaluation
 
 BLURS = 0.2, 0.5, 1.0, 2.0, 4.0, 8.0  # standard deviations in voxels
 

@@ -6,26 +6,15 @@ patient is prepared once. Not part of ``make bench``: it needs data and weights.
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 import fire
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 from tissnet_components.largest_component import largest_components
 from tissnet_components.metrics import MEANS, dice, predicted_dice, surface_distances_mm
 from tissnet_components.regions import nested
 
-
-def evaluation(bundle: str, datalist: str, ckpt_dir: str, configs: Sequence[str], section: str) -> ConfigParser:
-    """The configs of an evaluation on the network's own grid; arguments as of `subsets`."""
-    parser = ConfigParser()
-    folder = Path(bundle, "configs")
-    overlays = [Path(name) if Path(name).is_file() else folder / f"{name}.json" for name in configs]
-    parser.read_config([str(file) for file in (folder / "train.json", *overlays, folder / "evaluate.json")])
-    parser.update({"bundle_root": bundle, "datalist": datalist, "ckpt_dir": ckpt_dir, "section": section})
-    parser.update({"precision": "auto", "validate::preprocessing": "@evaluated_preprocessing"})
-    return parser
+from benchmarks.evaluation import evaluation
 
 
 def subsets(

@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from tissnet_components.inference import CascadeInferer
 from tissnet_components.losses import DiscriminatorLoss, TissNetLoss
-from tissnet_components.metrics import ssim
+from tissnet_components.metrics import box_around, ssim
 from tissnet_components.training import AdversarialUpdate, Player
 from tissnet_components.unet25d import UNet25D
 from torch.utils.tensorboard import SummaryWriter
@@ -41,9 +41,9 @@ from benchmarks import (
     training,
 )
 from benchmarks.__main__ import benchmark, table
+from benchmarks.evaluation import evaluation
 from benchmarks.measure import compare, run_process
 from benchmarks.reference import FoldedSlices, PlainUpdate, plain
-from benchmarks.subsets import evaluation
 
 WEIGHTS = {
     "global_l1": 50,
@@ -220,12 +220,19 @@ def test_the_synthetic_image_is_held_against_the_sources_and_a_blurred_one(tmp_p
     parser = evaluation("bundles/tissnet_brats", "", str(tmp_path), [str(tmp_path / "tiny.json")], "test")
     for network, file in (("network_def", "model.pt"), ("perceptor_def", "perceptor.pt")):
         torch.save(parser.get_parsed_content(network).state_dict(), tmp_path / file)
-    datalist = write_datalist(tmp_path, test=[write_case(tmp_path / "anna")])
-    rows = str(tmp_path / "rows.csv")
-    similarity.similarity(str(datalist), str(tmp_path), rows, [str(tmp_path / "tiny.json")])
+    without_flair = {key: value for key, value in write_case(tmp_path / "bert").items() if key != "target"}
+    datalist = str(write_datalist(tmp_path, test=[write_case(tmp_path / "anna"), without_flair]))
+    rows, configs = str(tmp_path / "rows.csv"), [str(tmp_path / "tiny.json")]
+    similarity.similarity(datalist, str(tmp_path), rows, configs)
     found = pd.read_csv(rows)
+    assert set(found["case"]) == {"anna"}
     assert found["image"].tolist() == ["synthetic", "t1", "t1ce", "t2", "blurred"]
-    assert found["distance"].between(0, 2).all() and found["ssim"].between(-1, 1).all()
+    assert found["distance"].between(1e-3, 2).all()
+    case = evaluation("bundles/tissnet_brats", datalist, "", configs, "test").get_parsed_content("validate::dataset")[0]
+    sources, real = case["image"].as_tensor(), case["target"].as_tensor()[0]
+    box = box_around(real > -1)
+    expected = [ssim(source[box], real[box]) for source in sources]
+    assert found["ssim"].tolist()[1:4] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_doubts_compare_a_map_with_the_second_answers(measured, monkeypatch):
