@@ -11,7 +11,7 @@ from cohort import oblique_affine, write_case, write_cohort
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, RandCropByPosNegLabeld
 from tissnet_components.inversion import InvertTogetherd
 from tissnet_components.largest_component import LargestComponentsd
 from tissnet_components.losses import Batch
@@ -438,6 +438,15 @@ def test_pasted_tumors_come_on_top_of_what_a_patch_holds(settings):
     plain, pasted = labels
     assert (pasted >= plain).all()
     assert ((pasted > plain).flatten(1).sum(1) > 0).sum() >= 6
+
+
+def test_options_say_how_many_patches_lie_off_the_tumor_and_what_cross_entropy_weighs(settings):
+    parser = parse("train", **settings, background_patches=3, cross_entropy=0.5)
+    crop = next(
+        t for t in parser.get_parsed_content("augmentation").transforms if isinstance(t, RandCropByPosNegLabeld)
+    )
+    assert crop.cropper.pos_ratio == 1 / 4
+    assert parser.get_parsed_content("loss_function").cross_entropy == 0.5
 
 
 def test_patches_without_tumor_are_taken_from_the_brain(settings):
