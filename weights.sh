@@ -29,13 +29,14 @@ if [ ! -f "$work/cohort/datalist.json" ]; then
         "$python" -m tissnet_components phantom --task vs --out "$work/cohort" --cases 140 --seed 31 --variety 0.6 --contours "$data"
     fi
 fi
-perceptor=() direct=() cascade=()
+perceptor=96 direct=128 cascade=(--epochs 128)
 if [ "$task" = vs ]; then # both parts of the cascade start from direct segmentation
-    perceptor=(--epochs 90) direct=(--epochs 150)
-    cascade=(--map_dropout 0.25 --start_from "{'generator':'$work/models/direct_image.pt','segmentor':'$work/models/direct_image.pt'}")
+    perceptor=90 direct=150
+    start="'$work/models/direct_image.pt'"
+    cascade=(--epochs 84 --map_dropout 0.25 --start_from "{'generator':$start,'segmentor':$start}")
 fi
-train "'configs/direct_segmentation.json'," "${perceptor[@]}"
-train "'configs/direct_segmentation.json'," --input_keys "['image']" "${direct[@]}" # to compare with, too
+train "'configs/direct_segmentation.json'," --epochs "$perceptor"
+train "'configs/direct_segmentation.json'," --epochs "$direct" --input_keys "['image']" # to compare with, too
 train "" "${cascade[@]}"
 for name in perceptor model; do
     "$python" -m tissnet_components compact --weights "$work/models/$name.pt" --out "$bundle/models/$name.pt"
