@@ -88,10 +88,10 @@ BRIGHTNESS = {
     "mucosa": (0.08, 1.0),
     "dura": (0.03, 0.3),
 }
-"""T2 whose contrast is varied: signal of a tissue, lowest and highest, relative to that of fluid at rest."""
+"""Of T2 with varied contrast: signal of a tissue, lowest and highest, relative to that of fluid at rest."""
 
 TUMOR_BRIGHTNESS = (-0.25, 0.9)
-"""T2 whose contrast is varied, the tumor: its solid part, where brain is 0 and fluid is 1 on a logarithmic scale."""
+"""Of T2 with varied contrast: the tumor's solid part, where brain is 0 and fluid is 1 on a logarithmic scale."""
 
 
 @dataclass(frozen=True)
